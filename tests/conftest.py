@@ -1,0 +1,171 @@
+"""After every test nothing of it may be left: no process, no zombie, no descriptor, no thread.
+
+A process counts as the test's when it began during the test and
+
+- is a child of this one, or
+- carries this session's token in its environment, as do all that were exec'ed from here, whoever is the parent now, or
+- is a fork of this one that lost its parent: same command line and environment, under a parent that has not both.
+
+What is on its way out gets a second. Then the test fails, and the processes are killed: the next test starts clean.
+"""
+
+import gc
+import os
+import select
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+GRACE = 1.0  # seconds
+VARIABLE = "CARAVELA_TEST_TOKEN"
+TOKEN = uuid.uuid4().hex
+
+# Added to what is there: under a test that runs pytest itself, our processes are also the outer test's.
+os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')}:{TOKEN}"
+
+Left = TypeVar("Left", bound=Collection[object])
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    me = os.getpid()
+    pids, fds, threads = all_pids(), open_fds(), thread_ids()
+    yield
+    if os.getpid() != me:
+        os.write(2, b"a forked child came out of the body of its test\n")
+        os._exit(70)
+
+    def changed_fds() -> dict[int, str]:
+        now = open_fds()
+        closed = {fd: f"{fds[fd]}, which the test closed" for fd in fds.keys() - now.keys()}
+        return dict(now.items() - fds.items()) | closed
+
+    processes = after_grace(lambda: new_processes(pids), wait_for_an_end)
+    descriptors = after_grace(changed_fds, wait_a_moment)
+    running = after_grace(lambda: thread_ids() - threads, wait_a_moment)
+    if processes or descriptors or running:
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        report = [
+            *(f"process {process}" for process in processes),
+            *(f"descriptor {fd}: {target}" for fd, target in sorted(descriptors.items())),
+            *(f"thread {tid}: {names.get(tid, 'not one of threading')}" for tid in sorted(running)),
+        ]
+        kill(processes)
+        pytest.fail("\n  ".join(["left behind by the test:", *report]), pytrace=False)
+
+
+def after_grace(look: Callable[[], Left], wait: Callable[[Left], None]) -> Left:
+    left = look()
+    if left:
+        gc.collect()  # what only a reference cycle keeps open is no leak
+        end = time.monotonic() + GRACE
+        while (left := look()) and time.monotonic() < end:
+            wait(left)
+    return left
+
+
+def wait_a_moment(_: object) -> None:
+    """Descriptors and the last steps of a thread or zombie cannot be waited for: 5 ms, then look again."""
+    select.poll().poll(5)
+
+
+# ------------------------------------------------------------------ descriptors and threads
+
+
+def open_fds() -> dict[int, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that listed them
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def thread_ids() -> set[int]:
+    return {int(tid) for tid in os.listdir("/proc/self/task")}
+
+
+# ------------------------------------------------------------------ processes
+
+
+@dataclass(frozen=True)
+class Process:
+    pid: int
+    parent: int
+    state: str
+    command: bytes
+    environment: bytes
+
+    @classmethod
+    def read(cls, pid: int) -> "Process | None":
+        stat = content(pid, "stat").decode(errors="replace")
+        if not stat:
+            return None  # gone meanwhile
+        # The name may hold spaces and brackets; what follows its last bracket does not.
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        return cls(pid, int(parent), state, content(pid, "cmdline"), content(pid, "environ"))
+
+    def __str__(self) -> str:
+        command = self.command.replace(b"\0", b" ").decode(errors="replace").strip()
+        zombie = " (a zombie)" if self.state == "Z" else ""
+        return f"{self.pid} of parent {self.parent}{zombie}: {command[:200] or 'no command line'}"
+
+    def is_fork_of(self, other: "Process") -> bool:
+        return self.command == other.command and self.environment == other.environment
+
+    def is_ours(self) -> bool:
+        if self.parent == US.pid or TOKEN.encode() in self.environment:
+            return True
+        if not self.is_fork_of(US):
+            return False
+        parent = Process.read(self.parent)
+        return parent is None or not parent.is_fork_of(US)
+
+
+def content(pid: int, name: str) -> bytes:
+    """Empty for a process that is gone, for a zombie's memory, and for another user's."""
+    try:
+        return Path("/proc", str(pid), name).read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return b""
+
+
+def all_pids() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+
+
+def new_processes(before: set[int]) -> list[Process]:
+    found = (Process.read(pid) for pid in sorted(all_pids() - before))
+    return [process for process in found if process is not None and process.is_ours()]
+
+
+def wait_for_an_end(processes: list[Process]) -> None:
+    ends = []
+    for process in processes:
+        if process.state != "Z":  # a zombie has ended; it waits to be reaped
+            with suppress(ProcessLookupError):
+                ends.append(os.pidfd_open(process.pid))
+    poll = select.poll()
+    for end in ends:
+        poll.register(end, select.POLLIN)
+    poll.poll(GRACE * 1000 if len(ends) == len(processes) else 5)
+    for end in ends:
+        os.close(end)
+
+
+def kill(processes: list[Process]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, 0)
+
+
+US = Process.read(os.getpid()) or pytest.exit("these tests need Linux with a readable /proc")
