@@ -1,0 +1,50 @@
+"""The state that everybody sees, and the signals that change it: G1, G2, G3 and the arithmetic of G5."""
+
+from typing import Any
+
+from caravela.errors import StepRaised
+
+from .events import Applied, Codec, Effect, Notify, Rejected, Signal
+
+
+class Visible:
+    """The canonical bytes, their number, and whether they were announced. Effects go to ``effects``."""
+
+    __slots__ = ("_announced", "codec", "effects", "seq", "state")
+
+    def __init__(self, state: bytes, codec: Codec) -> None:
+        self.state = state
+        self.seq = 0
+        self.codec = codec
+        self.effects: list[Effect] = []
+        self._announced = state
+
+    def value(self) -> Any:
+        """A copy for one reader alone (G1)."""
+        return self.codec.decode(self.state)
+
+    def become(self, state: bytes) -> None:
+        """G3: equal bytes say nothing, different bytes say it once."""
+        self.state = state
+        if state != self._announced:
+            self._announced = state
+            self.seq += 1
+            self.effects.append(Notify(self.seq, state))
+
+    def apply(self, signal: Signal, base: bytes) -> bytes | StepRaised:
+        """What the signal makes of ``base``; nothing but the return value counts (G2)."""
+        try:
+            value = signal.fn(self.codec.decode(base), *signal.args)
+            if value is None:
+                raise TypeError("the function returned None; return the new state")
+            return self.codec.encode(value)
+        except BaseException as error:
+            return StepRaised.of(error)
+
+    def accept(self, signal: Signal, state: bytes) -> None:
+        self.become(state)
+        if signal.call:
+            self.effects.append(Applied(signal.no, signal.call, state))
+
+    def reject(self, signal: Signal, error: StepRaised, *, late: bool) -> None:
+        self.effects.append(Rejected(signal.no, signal.call, error, late))
