@@ -1,0 +1,227 @@
+"""The zygote on its own socket, without an engine."""
+
+import array
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from caravela.worker import zygote as wire
+
+NOFILE = 321
+
+
+@dataclass
+class Worker:
+    """The host's ends of one worker."""
+
+    key: int
+    orders: int
+    answers: int
+    pid: int = 0
+    death: int = -1
+    said: bytes = b""
+
+    def order(self, text: str) -> None:
+        os.write(self.orders, text.encode() + b"\n")
+
+    def answer(self) -> Any:
+        while b"\n" not in self.said:
+            self.said += os.read(self.answers, 65536)
+        line, self.said = self.said.split(b"\n", 1)
+        return json.loads(line)
+
+
+@dataclass
+class Host:
+    """Plays the engine, blocking."""
+
+    control: socket.socket
+    process: subprocess.Popen[bytes]
+    fds: list[int] = field(default_factory=list)
+
+    def hear(self) -> tuple[list[Any], list[int]]:
+        packet, ancillary, _, _ = self.control.recvmsg(4096, socket.CMSG_SPACE(4))
+        fds = list(array.array("i", ancillary[0][2])) if ancillary else []
+        self.fds += fds
+        return msgpack.unpackb(packet), fds
+
+    def ask(self, key: int) -> Worker:
+        (reads, orders), (answers, writes), page = os.pipe(), os.pipe(), os.memfd_create("page")
+        os.write(page, b"the page")
+        ends = array.array("i", (reads, writes, page))
+        self.control.sendmsg([msgpack.packb([wire.LAUNCH, key])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
+        for fd in ends:
+            os.close(fd)
+        self.fds += [orders, answers]
+        return Worker(key, orders, answers)
+
+    def launch(self, key: int) -> Worker:
+        worker = self.ask(key)
+        (tag, answered, worker.pid), (worker.death,) = self.hear()
+        assert (tag, answered) == (wire.LAUNCHED, key)
+        return worker
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here = str(Path(__file__).parent)
+    code = (
+        f"import sys; sys.path[:] = {[here, *sys.path]!r}; from caravela.worker.zygote import main; "
+        f"main({theirs.fileno()}, {NOFILE}, 'fake_workers:obedient')"
+    )
+    stray, _ = pipe = os.pipe()
+    with open(tmp_path / "stderr", "wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=(theirs.fileno(), stray), stderr=stderr)
+    theirs.close()
+    host = Host(ours, process, [*pipe])
+    assert host.hear() == ([wire.HELLO, wire.VERSION], [])
+    yield host
+    ours.close()
+    assert process.wait() in (0, -signal.SIGKILL)
+    for fd in host.fds:
+        os.close(fd)
+
+
+def gone(pidfd: int) -> bool:
+    """Waits for it; pytest's timeout is the bound."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll())
+
+
+def test_a_worker_finds_only_what_is_its_own(host: Host) -> None:
+    host.launch(1)
+    worker = host.launch(2)
+    facts = worker.answer()
+    assert facts["pid"] == facts["session"] == worker.pid
+    assert facts["parent"] == host.process.pid
+    assert facts["stdin"] == os.devnull
+    assert facts["page"] == "the page"
+    assert len(facts["fds"]) == 6 and facts["fds"][:3] == [0, 1, 2]
+    assert facts["blocked"] == facts["caught"] == 0
+    assert facts["ignored"] == sorted([signal.SIGPIPE, signal.SIGXFSZ])
+    assert facts["dies_with_parent"] == signal.SIGKILL
+    assert facts["nofile"] == NOFILE
+    assert facts["heavy"] == []
+
+
+def test_workers_draw_different_numbers(host: Host) -> None:
+    draws = {host.launch(key).answer()["draw"] for key in range(4)}
+    assert len(draws) == 4
+
+
+@pytest.mark.parametrize(
+    ("order", "code"),
+    [
+        ("return 0", 0),
+        ("return 71", 71),
+        ("exit 7", 7),
+        ("die SIGKILL", -9),
+        ("die SIGSEGV", -11),
+        ("die SIGINT", -2),
+        ("die SIGTERM", -15),
+        ("raise", 70),
+    ],
+)
+def test_how_a_worker_ended_is_reported(host: Host, order: str, code: int) -> None:
+    worker = host.launch(5)
+    worker.order(order)
+    (tag, key, status), _ = host.hear()
+    assert (tag, key, os.waitstatus_to_exitcode(status)) == (wire.EXITED, 5, code)
+    assert gone(worker.death)
+    assert not os.path.exists(f"/proc/{worker.pid}")
+
+
+def test_what_a_worker_raised_is_on_stderr(host: Host, tmp_path: Path) -> None:
+    host.launch(1).order("raise")
+    host.hear()
+    assert "RuntimeError: as told" in (tmp_path / "stderr").read_text()
+
+
+def test_its_group_is_dead_before_a_worker_is_reported(host: Host) -> None:
+    worker = host.launch(1)
+    worker.answer()
+    worker.order("grandchild")
+    host.fds.append(grandchild := os.pidfd_open(worker.answer()["pid"]))
+    worker.order("die SIGKILL")
+    assert host.hear()[0][0] == wire.EXITED
+    assert gone(grandchild)
+
+
+def test_many_requests_in_one_go_are_answered_in_order(host: Host) -> None:
+    for key in range(8):
+        host.ask(key)
+    assert [host.hear()[0][:2] for _ in range(8)] == [[wire.LAUNCHED, key] for key in range(8)]
+
+
+def test_end_of_file_kills_every_worker_and_its_group(host: Host) -> None:
+    workers = [host.launch(key) for key in range(3)]
+    for worker in workers:
+        worker.answer()
+        worker.order("grandchild")
+    grandchildren = [os.pidfd_open(worker.answer()["pid"]) for worker in workers]
+    host.fds += grandchildren
+    host.control.shutdown(socket.SHUT_RDWR)
+    assert all(gone(fd) for fd in [worker.death for worker in workers] + grandchildren)
+    assert host.process.wait() == 0
+
+
+def test_workers_die_with_a_killed_zygote(host: Host) -> None:
+    worker = host.launch(1)
+    worker.answer()
+    host.process.kill()
+    assert gone(worker.death)
+
+
+def test_a_request_without_its_fds_fails_alone(host: Host) -> None:
+    host.control.send(msgpack.packb([wire.LAUNCH, 3]))
+    (tag, key, why), _ = host.hear()
+    assert (tag, key) == (wire.LAUNCH_FAILED, 3) and "descriptors" in why
+    host.launch(4)
+
+
+def test_the_zygote_keeps_no_fd_of_a_request_and_none_of_the_host(host: Host) -> None:
+    workers = [host.launch(key) for key in range(3)]
+    host.control.send(msgpack.packb([wire.LAUNCH, 3]))
+    host.hear()  # it has turned to the next request, so it is done with the third
+    held = f"/proc/{host.process.pid}/fd"
+    links = sorted(os.readlink(f"{held}/{fd}").split(":[")[-1].rstrip("]") for fd in os.listdir(held) if int(fd) > 2)
+    assert links[1:] == ["eventpoll", "pidfd", "pidfd", "pidfd"]  # and the number of the socket before them
+    for worker in workers:
+        worker.order("return 0")
+        host.hear()
+    assert len(os.listdir(held)) == 5  # 0–2, the socket, the epoll
+
+
+def test_a_fork_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_more() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_more)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    host = Host(ours, None)  # type: ignore[arg-type]  # the zygote is here
+    zygote = wire.Zygote(theirs, resource.getrlimit(resource.RLIMIT_NOFILE)[0], lambda reads, writes, page: 0)
+    before = len(os.listdir("/proc/self/fd"))
+    host.ask(1)
+    assert zygote._receive()
+    assert host.hear()[0] == [wire.LAUNCH_FAILED, 1, "fork: Resource temporarily unavailable"]
+    assert len(os.listdir("/proc/self/fd")) == before + len(host.fds)
+    zygote._kill_all()
+    for fd in host.fds:
+        os.close(fd)
+    ours.close()
+    theirs.close()

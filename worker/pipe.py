@@ -1,0 +1,99 @@
+"""The worker's end of its pair of pipes. Neither reading nor writing ever waits; ``await_input`` and ``finish`` do."""
+
+import os
+import select
+from collections import deque
+from itertools import islice
+from typing import Final
+
+from ..protocol import codec
+from ..protocol.messages import ToSupervisor, ToWorker
+
+READ: Final = 64 * 2**10
+"""Bytes of one bounded read (G6); also what a pipe holds."""
+
+FULL: Final = 8 * 2**20
+"""Bytes of unsent frames at which a worker does nothing more before its host has read."""
+
+_AT_ONCE: Final = 64
+
+
+class HostGone(Exception):
+    """The other end of one of the pipes is closed."""
+
+
+class Halted(Exception):
+    """Who runs this worker in its own process wants it to end now."""
+
+
+class Pipe:
+    """Frames in and out. ``halt``, if given, is an fd that becomes readable when the worker must end at once."""
+
+    def __init__(self, reads: int, writes: int, halt: int | None = None) -> None:
+        self.reads, self.writes, self.halt = reads, writes, halt
+        os.set_blocking(reads, False)
+        os.set_blocking(writes, False)
+        self._decoder = codec.Decoder("to_worker")
+        self._out: deque[bytes | memoryview] = deque()
+        self.unsent = 0
+        """Bytes."""
+
+    @property
+    def full(self) -> bool:
+        return self.unsent > FULL
+
+    def read(self) -> list[ToWorker]:
+        """One bounded read. Raises ``HostGone`` at the end of file, ``ProtocolError`` for what is no message."""
+        try:
+            data = os.read(self.reads, READ)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise HostGone
+        messages: list[ToWorker] = self._decoder.feed(data)  # type: ignore[assignment]  # of its union
+        return messages
+
+    def send(self, message: ToSupervisor) -> None:
+        """Takes it; ``flush`` writes it."""
+        data = codec.encode(message)
+        self._out.append(data)
+        self.unsent += len(data)
+
+    def flush(self) -> None:
+        """As much as the pipe takes now."""
+        while self._out:
+            try:
+                written = os.writev(self.writes, list(islice(self._out, _AT_ONCE)))
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                raise HostGone from None
+            self.unsent -= written
+            while written:
+                first = self._out.popleft()
+                if written < len(first):
+                    self._out.appendleft(memoryview(first)[written:])
+                    break
+                written -= len(first)
+
+    def await_input(self) -> list[ToWorker]:
+        """Waits for at least one message, as at boot, when there is nothing else to do."""
+        while True:
+            self._poll(self.reads, select.POLLIN)
+            if messages := self.read():
+                return messages
+
+    def finish(self) -> None:
+        """Waits until everything is written, however slowly the host reads."""
+        self.flush()
+        while self._out:
+            self._poll(self.writes, select.POLLOUT)
+            self.flush()
+
+    def _poll(self, fd: int, mask: int) -> None:
+        poll = select.poll()
+        poll.register(fd, mask)
+        if self.halt is not None:
+            poll.register(self.halt, select.POLLIN)
+        if any(ready == self.halt for ready, _ in poll.poll()):
+            raise Halted

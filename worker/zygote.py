@@ -1,0 +1,249 @@
+"""The zygote: a small process without threads that forks workers on request, reaps them and reports how they ended.
+
+    host ──[LAUNCH, key] + reads, writes, page──▶ zygote ──fork──▶ worker (own session)
+    host ◀─[HELLO, version] · [LAUNCHED, key, pid] + pidfd · [LAUNCH_FAILED, key, why] · [EXITED, key, status]── zygote
+
+One SEQPACKET socketpair, one packet a message, fds by SCM_RIGHTS. It lives as long as its host: the end of file on
+the socket makes it kill every worker with its group, reap them and go. It is forked from for each worker, so what it
+imports every worker has for nothing, and what it does not import it cannot break.
+"""
+
+import array
+import contextlib
+import ctypes
+import gc
+import importlib
+import operator
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NoReturn
+
+import msgpack
+
+from . import exits
+
+VERSION: Final = 1
+
+HELLO: Final = 0
+LAUNCHED: Final = 1
+LAUNCH_FAILED: Final = 2
+EXITED: Final = 3
+LAUNCH: Final = 4
+
+FDS_OF_A_REQUEST: Final = 3
+PACKET: Final = 4096
+
+_PR_SET_PDEATHSIG: Final = 1
+_LAST_FD: Final = 2**31 - 1
+
+Run = Callable[[int, int, int], int]
+"""Reads messages, writes messages, status page → exit code."""
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+def main(control: int, nofile: int, worker: str) -> NoReturn:
+    """Entry of the process. ``nofile`` is the soft RLIMIT_NOFILE of workers, ``worker`` is ``module:function``."""
+    _leave_the_host(control)
+    module, _, function = worker.partition(":")
+    run: Run = operator.attrgetter(function)(importlib.import_module(module))
+    gc.collect()
+    gc.freeze()  # a worker's own collections then leave these pages shared
+    with socket.socket(fileno=control) as host:
+        Zygote(host, nofile, run).serve()
+    os._exit(0)
+
+
+def _leave_the_host(control: int) -> None:
+    """What the host left to us through exec is not ours: fds, session, ignored signals, a low limit of fds."""
+    _close_all_but((control,))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    for fd in (1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.dup2(null, fd)  # else the next fd would take the number, and a worker would print into it
+    if null > 2:
+        os.close(null)
+    os.setsid()
+    _reset_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # it is a TextIOWrapper: no line is broken or lost
+
+
+def _reset_signals() -> None:
+    """As in a fresh interpreter, except that SIGINT ends the process.
+
+    What the host ignores survives exec, and an ignored SIGCHLD eats the statuses.
+    """
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        ignored = number in (signal.SIGPIPE, signal.SIGXFSZ)  # Python makes OSErrors of these
+        with contextlib.suppress(OSError):  # the C library keeps two real-time signals
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _close_all_but(kept: Iterable[int]) -> None:
+    low = 3
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, _LAST_FD)
+
+
+class Zygote:
+    def __init__(self, host: socket.socket, nofile: int, run: Run) -> None:
+        self._host = host
+        self._nofile = nofile
+        self._run = run
+        self._pid = os.getpid()
+        self._workers: dict[int, tuple[int, int]] = {}  # pidfd → (key, pid)
+        self._epoll = select.epoll()
+        self._epoll.register(host, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Until the host is gone; then nothing of its workers is left either."""
+        try:
+            self._send([HELLO, VERSION])
+            while True:
+                for fd, _ in self._epoll.poll():
+                    if fd != self._host.fileno():
+                        self._bury(fd)
+                    elif not self._receive():
+                        return
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        finally:
+            self._kill_all()
+
+    # ------------------------------------------------------------------ launching
+
+    def _receive(self) -> bool:
+        packet, ancillary, _, _ = self._host.recvmsg(
+            PACKET, socket.CMSG_SPACE(FDS_OF_A_REQUEST * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        if not packet:
+            return False
+        _, key = msgpack.unpackb(packet)
+        fds = _passed(ancillary)
+        try:
+            if len(fds) == FDS_OF_A_REQUEST:
+                self._launch(key, fds)
+            else:
+                self._send([LAUNCH_FAILED, key, "the zygote has no file descriptors left"])
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _launch(self, key: int, fds: list[int]) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:  # EAGAIN: limit of processes; ENOMEM
+            self._send([LAUNCH_FAILED, key, f"fork: {error.strerror}"])
+            return
+        if pid == 0:
+            self._become_worker(fds)
+        try:
+            pidfd = os.pidfd_open(pid)  # only this thread reaps: the pid is still the worker's
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._send([LAUNCH_FAILED, key, f"pidfd_open: {error.strerror}"])
+            return
+        self._workers[pidfd] = key, pid
+        self._epoll.register(pidfd, select.EPOLLIN)
+        self._send([LAUNCHED, key, pid], pidfd)
+
+    def _become_worker(self, fds: list[int]) -> NoReturn:
+        code = exits.CRASHED
+        try:
+            _arm_parent_death_signal(self._pid)
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _close_all_but(fds)
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, hard))
+            _reseed()
+            code = self._run(*fds)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(BaseException):
+                    stream.flush()
+            os._exit(code)
+
+    # ------------------------------------------------------------------ dying
+
+    def _bury(self, pidfd: int) -> None:
+        """A readable pidfd is a zombie. Until it is reaped its pid, which is its group's number, is nobody else's."""
+        key, pid = self._workers.pop(pidfd)
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+        self._send([EXITED, key, _reap(pid)])
+
+    def _kill_all(self) -> None:
+        for _, pid in self._workers.values():
+            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
+        for pidfd, (_, pid) in self._workers.items():
+            _reap(pid)
+            os.close(pidfd)
+        self._workers.clear()
+        self._epoll.close()
+
+    def _send(self, packet: list[Any], *fds: int) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self._host.sendmsg([msgpack.packb(packet)], ancillary)
+
+
+def _passed(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The fds that came with a packet; also those of a cut control message, which must be closed like the others."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def _reap(pid: int) -> int:
+    """Waits for the end, kills what is left of the group *before* the pid becomes free, returns the wait status."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    _kill_group(pid)
+    _, status = os.waitpid(pid, 0)
+    return status
+
+
+def _kill_group(pid: int) -> None:
+    # The worker died before its setsid, or its group became another user's.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _arm_parent_death_signal(parent: int) -> None:
+    """Not inherited by fork, so at every fork. The zygote has one thread, whose end is the end of the process."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the signal was armed
+        os._exit(exits.HOST_GONE)
+
+
+def _reseed() -> None:
+    """Workers must not draw the same numbers. ``random`` reseeds itself after a fork; these two do not."""
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.seed()
