@@ -1,0 +1,60 @@
+"""Who listens to one flow: those of its own and those of its supervisor."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .events import Event, Terminal
+from .subscribers import Sink, interest, publish
+
+
+class Audience:
+    """``common`` tells the sinks of the supervisor. Changes of what is listened to go to ``tell(level)``."""
+
+    def __init__(self, flow_id: str, tag: Any, own: list[Sink], common: Callable[[], list[Sink]]) -> None:
+        self._flow_id, self._tag, self._own, self._common = flow_id, tag, own, common
+        self._lock = threading.Lock()
+        self._level = 0
+        self.incarnation = 1
+        self.seq = 0
+        """Of the last state announced, or of the terminal event."""
+        self.end: Terminal | None = None
+
+    def join(self, sink: Sink) -> None:
+        with self._lock:
+            self._own = [*self._own, sink]
+            end = self.end
+        if end is not None:
+            sink.offer(end.for_another())
+
+    def leave(self, sink: Sink) -> None:
+        with self._lock:
+            self._own = [other for other in self._own if other is not sink]
+
+    def level(self) -> int:
+        """What the worker must send for all of them; remembered as told to it."""
+        with self._lock:
+            self._level = interest([*self._own, *self._common()])
+            return self._level
+
+    def tune(self, tell: Callable[[int], None]) -> None:
+        """A frame that nobody reads is not sent."""
+        before = self._level
+        if (now := self.level()) != before:
+            tell(now)
+
+    def publish(self, kind: Callable[..., Event], **fields: Any) -> None:
+        sinks = self._own + self._common()
+        if sinks:
+            publish(sinks, self.event(kind, **fields))
+
+    def conclude(self, end: Terminal, *, quiet: bool) -> None:
+        """The one terminal event. Whoever joins later gets it too; ``quiet``: those who are here do not."""
+        with self._lock:
+            self.end = end
+            own = self._own
+        if not quiet:
+            publish(own + self._common(), end)
+
+    def event(self, kind: Callable[..., Event], **fields: Any) -> Any:
+        return kind(flow_id=self._flow_id, tag=self._tag, incarnation=self.incarnation, seq=self.seq, **fields)

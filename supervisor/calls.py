@@ -1,0 +1,51 @@
+"""Questions that somebody waits for, and how they are answered."""
+
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+_numbers = count(1)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One question. Answered once, by whichever thread reads the answer; waited for by one."""
+
+    kind: str
+    """``get_state`` or ``update``: for the texts of errors, and to know which may be asked again."""
+    id: int = field(default_factory=lambda: next(_numbers))
+    written: bool = False
+    """The worker has all of it; if it dies now, nobody knows whether it was applied."""
+    given_up: bool = False
+    ok: bool = False
+    value: bytes = b""
+    error: BaseException | None = None
+    ended: bool = False
+    """The flow has ended before it could answer."""
+    done: bool = False
+    _latch: Any = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._latch.acquire()
+
+    def answer(self, ok: bool, value: bytes) -> None:
+        self.ok, self.value = ok, value
+        self._finish()
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self._finish()
+
+    def end(self) -> None:
+        self.ended = True
+        self._finish()
+
+    def wait(self, seconds: float) -> bool:
+        """Until it is done; a lock is the cheapest latch there is."""
+        return self.done or bool(self._latch.acquire(timeout=max(seconds, 0.0)))
+
+    def _finish(self) -> None:
+        if not self.done:
+            self.done = True
+            self._latch.release()

@@ -1,0 +1,348 @@
+"""The pure supervisor machine: ``(event, now) → effects``. No clock, no I/O, no thread, no log.
+
+    StartAsked ─▶ STARTING ──Ready──▶ RUNNING ──frame of an end──▶ LEAVING ──Exited──▶ ENDED
+                     ▲   │ boot fails     │ dies                       │ (permanent: restart)
+                     │   ▼                ▼                            │
+                  BACKOFF ◀──────── restart verdict ◀──────────────────┘
+    StopAsked: from any of them to STOPPING: message ─grace─▶ SIGTERM ─0.5 s─▶ SIGKILL; LEAVING stays what it is.
+
+Readiness is an event, so a slow boot holds up nobody. Death is told by ``Exited``, always after every frame that the
+worker could still send: an end that was announced and then killed is that end, not a crash.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, TypeAlias, assert_never
+
+from caravela.errors import Cause, StepRaised
+
+from ..protocol import messages
+from .restarts import Budget, boot_delay
+from .spec import Policy
+
+TERM_TO_KILL: Final = 0.5
+LEAVE: Final = 1.0
+"""Seconds that a worker has to exit once it has said its last word."""
+
+
+class Phase(Enum):
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    STOPPING = "stopping"
+    LEAVING = "leaving"
+    ENDED = "ended"
+
+
+# ------------------------------------------------------------------ how a flow ends
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """Crashed, and may not start again."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Never ran."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Silenced:
+    """Stopped without a last word: killed by the ladder, or dead before it."""
+
+
+LastWord: TypeAlias = messages.Done | messages.Failed | messages.Stopped
+End: TypeAlias = LastWord | GaveUp | Refused | Silenced
+
+
+# ------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchFailed:
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    error: StepRaised
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    error: StepRaised
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    word: LastWord
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The worker lives but cannot be talked to."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class KillAsked:
+    """Stop without grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    pass
+
+
+Event: TypeAlias = (
+    StartAsked | LaunchFailed | Ready | BootFailed | Crashed | Ended | Broken | Exited | StopAsked | KillAsked | Tick
+)
+
+
+# ------------------------------------------------------------------ effects
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendStop:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """The flow runs: for the first time (``cause`` None) or again, after it died of ``cause``."""
+
+    cause: Cause | None
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """An incarnation is gone, and another one follows."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The terminal event; exactly one per flow."""
+
+    end: End
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """No process is left, and none will come."""
+
+
+Effect: TypeAlias = Launch | SendStop | Terminate | Kill | Up | Died | Publish | Forget
+
+
+# ------------------------------------------------------------------ the machine
+
+
+@dataclass(slots=True)
+class Child:
+    """One flow over all its incarnations. ``deadline``: when to send ``Tick`` (seconds; None: not at all)."""
+
+    policy: Policy
+    phase: Phase = Phase.STARTING
+    incarnation: int = 0
+    deadline: float | None = None
+    cause: Cause | None = None
+    """Why the last incarnation died."""
+    history: tuple[float, ...] = ()
+    boot_failures: int = 0
+    ever_up: bool = False
+    up: bool = False
+    """This incarnation got as far as ``Ready``."""
+    dying: Cause | None = None
+    """What this incarnation said of its death, or why it was killed; knows more than its exit status."""
+    published: bool = False
+    terminated: bool = False
+
+    def advance(self, event: Event, now: float) -> list[Effect]:
+        if self.phase is Phase.ENDED:
+            return []
+        match event:
+            case StartAsked():
+                return self._launch(now)
+            case Ready():
+                return self._ready()
+            case Ended(word):
+                return self._ended(word, now)
+            case BootFailed(error):
+                return self._dying(_raised("boot", error), now)
+            case Crashed(error):
+                return self._dying(_raised("raised", error), now)
+            case Broken(why):
+                return [*self._dying(Cause("protocol", why), now), Kill()]
+            case LaunchFailed(why):
+                return self._gone(Cause("boot", why), now)
+            case Exited(cause):
+                return self._gone(cause, now)
+            case StopAsked(grace):
+                return self._stop(grace, now)
+            case KillAsked():
+                return [*self._stop(0.0, now), Kill()]
+            case Tick():
+                return self._tick(now)
+            case _:
+                assert_never(event)
+
+    def _launch(self, now: float) -> list[Effect]:
+        self.incarnation += 1
+        self.phase = Phase.STARTING
+        self.deadline = now + self.policy.boot_timeout
+        self.up = False
+        self.dying = None
+        return [Launch(self.incarnation)]
+
+    def _ready(self) -> list[Effect]:
+        cause = self.cause if self.ever_up else None
+        self.up = self.ever_up = True
+        self.boot_failures = 0
+        if self.phase is not Phase.STARTING:
+            return []  # it is being stopped
+        self.phase = Phase.RUNNING
+        self.deadline = None
+        return [Up(cause)]
+
+    # -------------------------------------------------------------- last words
+
+    def _ended(self, word: LastWord, now: float) -> list[Effect]:
+        if self.phase is Phase.LEAVING:
+            return []
+        again = self.policy.restart == "permanent" and self.phase is not Phase.STOPPING
+        self._leave(now)
+        if again:
+            self.dying = Cause("ended", "failed" if isinstance(word, messages.Failed) else "finished")
+            return []
+        self.published = True
+        return [Publish(word)]
+
+    def _dying(self, cause: Cause, now: float) -> list[Effect]:
+        if self.phase in (Phase.STARTING, Phase.RUNNING):
+            self.dying = cause
+            self._leave(now)
+        return []
+
+    def _leave(self, now: float) -> None:
+        self.phase = Phase.LEAVING
+        self.deadline = now + LEAVE
+
+    # -------------------------------------------------------------- no process any more
+
+    def _gone(self, cause: Cause, now: float) -> list[Effect]:
+        if self.published:
+            return self._forget()
+        if self.phase is Phase.STOPPING:
+            return self._publish(Silenced())
+        self.cause = cause = self.dying or cause
+        restart = self.policy.restart
+        if cause.kind == "zygote_lost" and restart != "temporary":
+            return [Died(cause), *self._launch(now)]  # nobody's fault: charged to no budget
+        if not self.ever_up:
+            return self._publish(Refused(cause))
+        if restart == "temporary":
+            return self._publish(GaveUp(cause))
+        if not self.up:
+            return self._boot_again(cause, now)
+        history = Budget(self.policy.max_restarts, self.policy.max_seconds).charge(self.history, now)
+        if history is None:
+            return self._publish(GaveUp(cause))
+        self.history = history
+        return [Died(cause), *self._launch(now)]
+
+    def _boot_again(self, cause: Cause, now: float) -> list[Effect]:
+        self.boot_failures += 1
+        delay = boot_delay(self.boot_failures)
+        if delay is None:
+            return self._publish(GaveUp(cause))
+        self.phase = Phase.BACKOFF
+        self.deadline = now + delay
+        return [Died(cause)]
+
+    def _publish(self, end: End) -> list[Effect]:
+        self.published = True
+        return [Publish(end), *self._forget()]
+
+    def _forget(self) -> list[Effect]:
+        self.phase = Phase.ENDED
+        self.deadline = None
+        return [Forget()]
+
+    # -------------------------------------------------------------- stopping and time
+
+    def _stop(self, grace: float, now: float) -> list[Effect]:
+        match self.phase:
+            case Phase.BACKOFF:
+                return self._publish(Silenced())
+            case Phase.LEAVING if self.published:
+                return []
+            case Phase.STOPPING:
+                if not self.terminated:
+                    self.deadline = min(self.deadline or now, now + grace)
+                return []
+            case _:
+                self.phase = Phase.STOPPING
+                self.deadline = now + grace
+                return [SendStop()]
+
+    def _tick(self, now: float) -> list[Effect]:
+        if self.deadline is None or now < self.deadline:
+            return []
+        match self.phase:
+            case Phase.BACKOFF:
+                return self._launch(now)
+            case Phase.STOPPING if not self.terminated:
+                self.terminated = True
+                self.deadline = now + TERM_TO_KILL
+                return [Terminate()]
+            case Phase.STARTING:
+                self._dying(Cause("boot", f"not ready within {self.policy.boot_timeout:g} s"), now)
+        self.deadline = now + LEAVE  # a process in an uninterruptible call dies when it returns; ask again until then
+        return [Kill()]
+
+
+def _raised(kind: str, error: StepRaised) -> Cause:
+    return Cause(kind, f"{error.type}: {error.message}", error.path, error.attempt, error)

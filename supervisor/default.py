@@ -1,0 +1,58 @@
+"""The specification's functions: ``start``, ``signal``, ``get_state``, ``stop``, without naming a supervisor.
+
+``start`` makes the flow a child of the running supervisor (the first one that was entered and is still open). Without
+one it runs unsupervised (never restarted) in a supervisor of this module, which ``shutdown()`` or the end of the
+interpreter closes.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..flows.flow import Flow
+from .events import Terminal
+from .handle import FlowHandle
+from .supervisor import Supervisor, running
+
+_lock = threading.Lock()
+_own: Supervisor | None = None
+
+
+def start(flow: Flow | str, **options: Any) -> FlowHandle:
+    """Start a flow; the options are those of :meth:`Supervisor.start`."""
+    supervisor = running()
+    if supervisor is not None:
+        return supervisor.start(flow, **options)
+    return _unsupervised().start(flow, **options)
+
+
+def signal(handle: FlowHandle, function: Callable[..., Any] | str, *args: Any, timeout: float = 5.0) -> None:
+    """See :meth:`FlowHandle.signal`."""
+    handle.signal(function, *args, timeout=timeout)
+
+
+def get_state(handle: FlowHandle, timeout: float = 5.0) -> Any:
+    """See :meth:`FlowHandle.get_state`."""
+    return handle.get_state(timeout)
+
+
+def stop(handle: FlowHandle, timeout: float | None = None) -> Terminal:
+    """See :meth:`FlowHandle.stop`."""
+    return handle.stop(timeout)
+
+
+def shutdown() -> None:
+    """End all unsupervised flows and what serves them; the next ``start`` begins anew. Idempotent."""
+    global _own
+    with _lock:
+        own, _own = _own, None
+    if own is not None:
+        own.close()
+
+
+def _unsupervised() -> Supervisor:
+    global _own
+    with _lock:
+        if _own is None or not _own.running:
+            _own = Supervisor(restart="temporary").open(private=True)
+        return _own

@@ -1,0 +1,66 @@
+"""What waits in an outbox: messages in the making."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..protocol import messages
+from ..protocol.codec import encode
+from ..protocol.functions import Held, Portable
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+OVERHEAD = 32
+"""Bytes of a frame around its payloads, roughly."""
+
+
+@dataclass(slots=True)
+class Sending:
+    """A signal, or with a ``call`` an update."""
+
+    function: Portable
+    args: Portable | None
+    call: "Call | None" = None
+
+    @property
+    def size(self) -> int:
+        return OVERHEAD + len(self.function.data) + (len(self.args.data) if self.args else 0)
+
+    @property
+    def withdrawn(self) -> bool:
+        return self.call is not None and self.call.given_up
+
+    def frames(self, held: Held, number: Callable[[], int]) -> list[bytes]:
+        needs = self.function.needs if self.args is None else self.function.needs + self.args.needs
+        frames = [encode(need) for need in held.missing(needs)] if needs else []
+        call = self.call.id if self.call else 0
+        args = self.args.data if self.args else b""
+        frames.append(encode(messages.Signal(number(), call, self.function.data, args)))
+        return frames
+
+    def written(self) -> bool:
+        if self.call is not None:
+            self.call.written = True
+        return True
+
+
+@dataclass(slots=True)
+class Asking:
+    """A message that is not a signal, for a call or for nobody."""
+
+    message: messages.Query | messages.Ping | messages.Interest | messages.Stop
+    call: "Call | None" = None
+    size: int = OVERHEAD
+
+    @property
+    def withdrawn(self) -> bool:
+        return self.call is not None and self.call.given_up
+
+    def frames(self, _held: Held, _number: Callable[[], int]) -> list[bytes]:
+        return [encode(self.message)]
+
+    def written(self) -> bool:
+        if self.call is not None:
+            self.call.written = True
+        return False

@@ -1,0 +1,173 @@
+"""What subscribers receive. Every event carries ``flow_id``, ``tag``, ``incarnation`` and ``seq``.
+
+``seq`` numbers the states of an incarnation and its terminal event; other events repeat the last one. States and
+reasons arrive encoded and are decoded on first access, in the thread that asks, for that event alone: each subscriber
+has its own copy. What cannot be decoded raises ``UndecodableState``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
+
+from caravela.errors import Cause, StepRaised
+
+from ..flows.outcomes import UNSET
+from ..protocol import payload
+from .spec import Trust
+
+
+class Encoded:
+    """A value as bytes, until somebody looks."""
+
+    __slots__ = ("_data", "_trust", "_value")
+
+    def __init__(self, data: bytes, trust: Trust = "pickle") -> None:
+        self._data, self._trust = data, trust
+        self._value: Any = UNSET
+
+    def get(self) -> Any:
+        if self._value is UNSET:
+            self._value = payload.decode(self._data, trust=self._trust)
+        return self._value
+
+    def copy(self) -> "Encoded":
+        """For another reader: what one changes in its value the other does not see."""
+        return Encoded(self._data, self._trust)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Encoded) and other._data == self._data
+
+    def __hash__(self) -> int:
+        return hash(self._data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Encoded, (self._data, self._trust)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    flow_id: str = ""
+    tag: Any = None
+    incarnation: int = 1
+    seq: int = 0
+
+    def for_another(self) -> Self:
+        """The same event for one more subscriber."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier(Event):
+    """An event with a value of the user's in it, which may still be :class:`Encoded`."""
+
+    carried: Any = None
+
+    def for_another(self) -> Self:
+        return replace(self, carried=self.carried.copy()) if isinstance(self.carried, Encoded) else self
+
+    def _get(self) -> Any:
+        return self.carried.get() if isinstance(self.carried, Encoded) else self.carried
+
+
+class WithState(Carrier):
+    __slots__ = ()
+    __match_args__ = ("state",)
+
+    @property
+    def state(self) -> Any:
+        return self._get()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.state!r}, flow_id={self.flow_id!r}, seq={self.seq})"
+
+
+class FlowState(WithState):
+    """The state has changed."""
+
+    __slots__ = ()
+
+
+class FlowDone(WithState):
+    """The flow came to its end; terminal."""
+
+    __slots__ = ()
+
+
+class FlowStopped(WithState):
+    """The flow was stopped; ``state`` is the last one known (None: it never had one); terminal."""
+
+    __slots__ = ()
+
+
+class FlowError(Carrier):
+    """The flow failed; ``reason``: that of an ``Error(reason)``, a ``Reason``, or a crash's ``Cause``; terminal."""
+
+    __slots__ = ()
+    __match_args__ = ("reason",)
+
+    @property
+    def reason(self) -> Any:
+        return self._get()
+
+    def __repr__(self) -> str:
+        return f"FlowError({self.reason!r}, flow_id={self.flow_id!r}, seq={self.seq})"
+
+
+@dataclass(frozen=True, slots=True)
+class FlowStarted(Event):
+    """The first incarnation is ready."""
+
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRestarted(Event):
+    """A new incarnation is ready. ``lost_signals``: written to the last one, not applied before it died."""
+
+    cause: Cause | None = None
+    lost_signals: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SignalRejected(Event):
+    """A signal raised, or returned what cannot be a state; the state stands. ``late``: known when a body was done."""
+
+    error: StepRaised | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepEntered(Event):
+    path: str = ""
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged(Event):
+    """``n`` events were dropped here because this subscriber was too slow."""
+
+    n: int = 0
+
+
+Terminal: TypeAlias = FlowDone | FlowError | FlowStopped
+TERMINAL = (FlowDone, FlowError, FlowStopped)
+
+
+def how(end: Terminal | None) -> str:
+    """How a flow ended, in words; None: it is about to."""
+    match end:
+        case FlowDone():
+            return "it is done"
+        case FlowStopped():
+            return "it was stopped"
+        case FlowError(Cause() as cause):
+            return f"it crashed: {cause}"
+        case FlowError(reason):
+            return f"it failed: {reason}"
+        case None:
+            return "it is being stopped"

@@ -1,0 +1,176 @@
+"""``FlowHandle``: how everybody but the supervisor meets a flow. Valid over restarts, and after the end."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from caravela.errors import Cause, FlowCrashed, FlowFailed, FlowTimeout, SignalFailed, StepRaised
+
+from ..protocol import messages, payload
+from ..protocol.functions import export
+from .calls import Call
+from .entries import Asking, Sending
+from .events import Encoded, Event, FlowDone, FlowError, FlowStopped, Terminal
+from .runner import Runner
+from .spec import seconds
+from .subscribers import DEFAULT_KINDS, Subscription
+
+Function = Callable[..., Any] | str
+
+
+class FlowHandle:
+    """One flow. All methods may be called from any thread, also from callbacks.
+
+    Every call on a flow that has ended raises ``FlowNotRunning``, which says how it ended; a call in a forked child of
+    the supervisor's process raises ``SupervisorForked``. ``timeout`` is in seconds.
+    """
+
+    __slots__ = ("__weakref__", "_check", "_runner")
+    __caravela_unportable__ = "a handle stays in the process of its supervisor"
+
+    def __init__(self, runner: Runner, check: Callable[[], None]) -> None:
+        self._runner = runner
+        self._check = check
+
+    def __repr__(self) -> str:
+        return f"<FlowHandle {self.id} {self.status}, incarnation {self.incarnation}>"
+
+    # -------------------------------------------------------------- without asking the flow
+
+    @property
+    def id(self) -> str:
+        """Unique in this process: the flow's name and a number."""
+        return self._runner.id
+
+    @property
+    def name(self) -> str:
+        """As given to ``start``, else the flow's."""
+        return self._runner.name
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker of the day; None between two."""
+        return self._runner.pid
+
+    @property
+    def incarnation(self) -> int:
+        """1, and one more at each restart."""
+        return self._runner.incarnation
+
+    @property
+    def status(self) -> str:
+        """``starting``, ``running``, ``restarting``, ``stopping``, ``done``, ``failed`` or ``stopped``."""
+        return self._runner.status
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why the last incarnation died, if one did."""
+        return self._runner.cause
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the declared signals."""
+        return self._runner.signals
+
+    @property
+    def last_state(self) -> Any:
+        """The last state that came, a copy; None where none ever did. Never asks the worker, see ``last_state_age``."""
+        last = self._runner.last
+        return None if last is None else Encoded(last[0], self._runner.policy.trust).get()
+
+    @property
+    def last_state_age(self) -> float | None:
+        """Seconds since ``last_state`` came. States come by themselves only while somebody subscribes."""
+        last = self._runner.last
+        return None if last is None else time.monotonic() - last[1]
+
+    # -------------------------------------------------------------- asking
+
+    def signal(self, function: Function, *args: Any, timeout: float = 5.0) -> None:
+        """The state becomes ``function(state, *args)``; a str names a declared signal. Does not wait for the worker.
+
+        Raises ``NotPortable`` for what cannot travel. Blocks only while 8 MiB of signals wait, at most ``timeout``,
+        then raises ``FlowBusy`` (at once in callbacks and coroutines). One that raises there is reported as
+        ``SignalRejected``. It may run twice (once more on the state that a body returns): keep it pure.
+        """
+        self._check()
+        seconds("timeout", timeout)
+        self._runner.tell(self._sending(function, args, "signal"), timeout)
+
+    def update(self, function: Function, *args: Any, timeout: float = 5.0) -> Any:
+        """A signal that is waited for: returns the new state.
+
+        Raises ``SignalFailed`` with the worker's traceback, ``FlowTimeout`` saying what the worker was doing, and
+        ``FlowCrashed`` where the worker died with the signal: nobody knows whether it was applied.
+        """
+        self._check()
+        seconds("timeout", timeout)
+        call = Call("update")
+        entry = self._sending(function, args, "update")
+        entry.call = call
+        value = self._runner.ask(call, entry, timeout)
+        if not call.ok:
+            error = payload.decode(value, trust="data")
+            assert isinstance(error, StepRaised)
+            raise SignalFailed(error)
+        return self._decode(value)
+
+    def get_state(self, timeout: float = 5.0) -> Any:
+        """The state now, after every signal that was sent before. Raises ``FlowTimeout``."""
+        self._check()
+        seconds("timeout", timeout)
+        call = Call("get_state")
+        return self._decode(self._runner.ask(call, Asking(messages.Query(call.id), call), timeout))
+
+    def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
+        if not (callable(function) or isinstance(function, str)):
+            raise TypeError(f"{what} takes a function or the name of a declared signal, not {function!r}")
+        return Sending(export(function, what=what), export(args, what=f"arguments of {what}") if args else None)
+
+    def _decode(self, value: bytes) -> Any:
+        return payload.decode(value, trust=self._runner.policy.trust)
+
+    # -------------------------------------------------------------- listening
+
+    def subscribe(self, kinds: tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024) -> Subscription:
+        """Events from now on; on a flow that has ended, its terminal event. See :class:`Subscription`."""
+        self._check()
+        subscription = Subscription(tuple(kinds), maxsize, self._runner.unsubscribe, of_one=True)
+        self._runner.subscribe(subscription)
+        return subscription
+
+    # -------------------------------------------------------------- the end
+
+    def wait(self, timeout: float | None = None) -> Terminal:
+        """Until the flow has ended: its terminal event. Raises ``FlowTimeout``; a second call returns the same."""
+        self._check()
+        runner = self._runner
+        if not runner.ended.wait(timeout):
+            raise FlowTimeout("wait", self.name, timeout or 0.0, runner.doing())
+        assert runner.end is not None
+        return runner.end
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The final state. Raises what ended it: ``FlowFailed``, ``FlowCrashed``, ``FlowNotRunning`` (stopped)."""
+        match self.wait(timeout):
+            case FlowDone(state):
+                return state
+            case FlowError(Cause() as cause):
+                raise FlowCrashed(self.name, cause, "the flow has ended")
+            case FlowError(reason):
+                raise FlowFailed(self.name, reason)
+            case FlowStopped():
+                raise self._runner.not_running()
+
+    def stop(self, timeout: float | None = None) -> Terminal:
+        """End the flow: bodies get the supervisor's ``shutdown`` seconds, then SIGTERM, then SIGKILL.
+
+        Returns its terminal event once its process is gone; ``timeout`` bounds only this call (``FlowTimeout``; the
+        flow ends all the same).
+        """
+        self._check()
+        runner = self._runner
+        runner.stop()
+        if not runner.gone.wait(timeout):
+            raise FlowTimeout("stop", self.name, timeout or 0.0, runner.doing())
+        return self.wait()

@@ -1,0 +1,74 @@
+"""The pipes and the page that the host shares with one worker."""
+
+import errno
+import os
+import resource
+import secrets
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ..protocol.codec import Decoder
+from ..protocol.status import Page
+from .engines.base import Ends
+
+Made = TypeVar("Made")
+
+
+@dataclass(slots=True)
+class Link:
+    """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched."""
+
+    key: int
+    reads: int
+    writes: int
+    page: Page
+    nonce: bytes
+    decoder: Decoder
+    death: int = -1
+    pid: int | None = None
+
+    @classmethod
+    def make(cls, key: int) -> "tuple[Link, Ends]":
+        """Both sides; the ends are the engine's to close. Raises ``OSError`` where no fds are left."""
+        fds: list[int] = []
+        try:
+            page, page_fd = _with_enough_fds(Page.create)
+            fds.append(page_fd)
+            fds += _with_enough_fds(os.pipe)
+            fds += _with_enough_fds(os.pipe)
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        page_fd, their_reads, writes, reads, their_writes = fds
+        os.set_blocking(reads, False)
+        os.set_blocking(writes, False)
+        link = cls(key, reads, writes, page, secrets.token_bytes(16), Decoder("to_supervisor"))
+        return link, Ends(their_reads, their_writes, page_fd)
+
+    @property
+    def more(self) -> bool:
+        """Something can be read now. Never wait for the end of file: a grandchild may hold the other end."""
+        poll = select.poll()
+        poll.register(self.reads, select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+
+    def forget(self) -> None:
+        """In a forked child: let the copies of the fds go."""
+        os.close(self.reads)
+        os.close(self.writes)
+        self.page.close()
+
+
+def _with_enough_fds(make: Callable[[], Made]) -> Made:
+    """Raises this process's soft limit of fds when that is what is missing; workers get the old one."""
+    try:
+        return make()
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return make()

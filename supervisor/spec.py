@@ -1,0 +1,45 @@
+"""Frozen options, checked where they are given."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
+Trust: TypeAlias = Literal["pickle", "data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one flow is kept alive. Times in seconds; the words are OTP's (Erlang/OTP *supervisor* behaviour).
+
+    More than ``max_restarts`` restarts within ``max_seconds`` end the flow, and it alone.
+    """
+
+    restart: Restart = "transient"
+    max_restarts: int = 3
+    max_seconds: float = 5.0
+    shutdown: float = 5.0
+    boot_timeout: float = 10.0
+    trust: Trust = "pickle"
+
+    def __post_init__(self) -> None:
+        one_of("restart", self.restart, get_args(Restart))
+        one_of("trust", self.trust, get_args(Trust))
+        if type(self.max_restarts) is not int:
+            raise TypeError(f"max_restarts={self.max_restarts!r} must be an int")
+        if self.max_restarts < 0:
+            raise ValueError(f"max_restarts={self.max_restarts} must not be negative")
+        for name in ("max_seconds", "shutdown", "boot_timeout"):
+            seconds(name, getattr(self, name))
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}")
+
+
+def seconds(name: str, value: object) -> None:
+    """Raises for what is no number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} must be a number of seconds")
+    if not value >= 0:
+        raise ValueError(f"{name}={value!r} must not be negative")

@@ -1,0 +1,391 @@
+"""The process engine on a loop that a test turns by hand, with workers that do as they are told."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from caravela.errors import Cause
+from caravela.supervisor.engines.base import Ends, Exited, Launched, LaunchFailed, Report
+from caravela.supervisor.engines.process import UNANSWERED, ZYGOTES, ProcessEngine
+from caravela.worker import zygote as wire
+
+Kind = TypeVar("Kind", Launched, LaunchFailed, Exited)
+LOST = Cause("zygote_lost", "its zygote was lost")
+
+
+class HandLoop:
+    """What the engine sees of the supervisor's loop; ``until`` turns it."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self._poll = select.poll()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._between: list[Callable[[], None]] = []
+        self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
+
+    def watch(self, fd: int, ready: Callable[[], None]) -> None:
+        def add() -> None:
+            self._watched[fd] = ready
+            self._poll.register(fd, select.POLLIN)
+
+        self._between.append(add)
+
+    def unwatch(self, fd: int, *, close: bool) -> None:
+        def remove() -> None:
+            if self._watched.pop(fd, None):
+                self._poll.unregister(fd)
+            if close:
+                os.close(fd)
+
+        self._between.append(remove)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        no = len(self._timers)
+        self._timers[no] = time.monotonic() + seconds, call
+        return lambda: void(self._timers.pop(no, None))
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def turn(self) -> None:
+        self.settle()
+        due = min((at for at, _ in self._timers.values()), default=None)
+        for fd, _ in self._poll.poll(None if due is None else max(0.0, due - time.monotonic()) * 1000):
+            self._watched[fd]()
+        for no, (at, call) in list(self._timers.items()):
+            if at <= time.monotonic():
+                del self._timers[no]
+                call()
+        self.settle()
+
+    def settle(self) -> None:
+        between, self._between = self._between, []
+        for call in between:
+            call()
+
+    def until(self, kind: type[Kind], key: int) -> Kind:
+        while True:
+            for report in self.reports:
+                if isinstance(report, kind) and report.key == key:
+                    return report
+            self.turn()
+
+
+def void(_: object) -> None:
+    pass
+
+
+class Host:
+    def __init__(self, worker: str = "fake_workers:obedient") -> None:
+        self.loop = HandLoop()
+        self.engine = ProcessEngine(worker=worker)
+        self.engine.open(self.loop)
+        self.orders: dict[int, int] = {}
+        self.answers: dict[int, int] = {}
+        self.fds: list[int] = []
+
+    def ask(self, key: int) -> None:
+        (reads, self.orders[key]), (self.answers[key], writes) = os.pipe(), os.pipe()
+        self.fds += [self.orders[key], self.answers[key]]
+        self.engine.launch(key, Ends(reads, writes, os.memfd_create("page")))
+
+    def launch(self, key: int) -> Launched:
+        self.ask(key)
+        return self.loop.until(Launched, key)
+
+    def order(self, key: int, text: str) -> None:
+        os.write(self.orders[key], text.encode() + b"\n")
+
+    def answer(self, key: int) -> Any:
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(self.answers[key], 1)
+        return json.loads(line)
+
+    def cause(self, key: int) -> Cause:
+        return self.loop.until(Exited, key).cause
+
+    def zygote(self) -> int:
+        """Its pid."""
+        assert self.engine._zygote is not None
+        with open(f"/proc/self/fdinfo/{self.engine._zygote.death}") as info:
+            return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
+
+    def close(self) -> None:
+        self.engine.close()
+        self.loop.settle()
+        for fd in self.fds:
+            os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "worker"))
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    host = Host()
+    yield host
+    host.close()
+
+
+def gone(pidfd: int) -> bool:
+    """Waits for it; pytest's timeout is the bound."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll())
+
+
+def test_a_worker_runs_with_its_ends_and_the_host_keeps_none_of_them(host: Host) -> None:
+    launched = host.launch(1)
+    assert host.answer(1)["pid"] == launched.pid
+    host.order(1, "return 0")
+    assert host.cause(1) == Cause("exit", "exit code 0")
+    assert os.read(host.answers[1], 1) == b""  # no write end is left, here or in the zygote
+
+
+def test_opening_does_not_wait_for_the_zygote(host: Host) -> None:
+    host.ask(1)
+    assert host.loop.reports == []
+    assert host.loop.until(Launched, 1).pid > 0
+
+
+@pytest.mark.parametrize(
+    ("order", "cause"),
+    [
+        ("return 71", Cause("exit", "exit code 71")),
+        ("exit 7", Cause("exit", "exit code 7")),
+        ("die SIGSEGV", Cause("signal", "SIGSEGV")),
+        ("die SIGABRT", Cause("signal", "SIGABRT")),
+        ("die SIGRTMIN", Cause("signal", "SIGRTMIN")),
+    ],
+)
+def test_the_cause_names_the_signal_or_the_exit_code(host: Host, order: str, cause: Cause) -> None:
+    host.launch(1)
+    host.order(1, order)
+    assert host.cause(1) == cause
+
+
+def test_death_is_readable_once_the_worker_is_gone(host: Host) -> None:
+    death = host.launch(1).death
+    host.order(1, "exit 0")
+    assert gone(death)
+
+
+def test_terminate_and_kill(host: Host) -> None:
+    host.launch(1), host.launch(2)
+    host.engine.terminate(1)
+    host.engine.kill(2)
+    assert host.cause(1) == Cause("signal", "SIGTERM")
+    assert host.cause(2) == Cause("signal", "SIGKILL")
+    host.engine.terminate(1)
+    host.engine.kill(2)
+    host.engine.kill(3)
+
+
+def test_a_kill_takes_the_group_and_a_death_does_so_too(host: Host) -> None:
+    for key, end in enumerate((lambda: host.engine.kill(0), lambda: host.order(1, "die SIGSEGV"))):
+        host.launch(key)
+        host.answer(key)
+        host.order(key, "grandchild")
+        host.fds.append(grandchild := os.pidfd_open(host.answer(key)["pid"]))
+        end()
+        host.cause(key)
+        assert gone(grandchild)
+
+
+def test_a_worker_killed_before_it_was_launched(host: Host) -> None:
+    host.ask(1)
+    host.engine.kill(1)
+    assert "killed before" in host.loop.until(LaunchFailed, 1).why
+    host.launch(2)  # the zygote is ready: the next request is under way at once
+    host.ask(3)
+    host.engine.terminate(3)
+    host.engine.kill(3)
+    assert host.cause(3) == Cause("signal", "SIGKILL")
+
+
+def test_more_launches_at_once_than_the_socket_holds(host: Host) -> None:
+    keys = range(4 * UNANSWERED)
+    for key in keys:
+        host.ask(key)
+    assert len({host.loop.until(Launched, key).pid for key in keys}) == len(keys)
+    for key in keys:
+        host.engine.kill(key)
+    assert {host.cause(key) for key in keys} == {Cause("signal", "SIGKILL")}
+
+
+def test_every_worker_is_reported_when_the_zygote_is_lost_and_a_new_one_serves(host: Host) -> None:
+    deaths = [host.launch(key).death for key in range(3)]
+    os.kill(host.zygote(), signal.SIGKILL)
+    assert all(gone(death) for death in deaths)
+    assert {host.cause(key) for key in range(3)} == {LOST}
+    host.launch(3)
+    host.order(3, "exit 7")
+    assert host.cause(3) == Cause("exit", "exit code 7")
+    assert len([report for report in host.loop.reports if isinstance(report, Exited)]) == 4
+
+
+def test_a_lost_zygote_takes_the_groups_of_its_workers(host: Host) -> None:
+    host.launch(1)
+    host.answer(1)
+    host.order(1, "grandchild")
+    host.fds.append(grandchild := os.pidfd_open(host.answer(1)["pid"]))
+    os.kill(host.zygote(), signal.SIGKILL)
+    assert host.cause(1) == LOST
+    assert gone(grandchild)
+
+
+def test_launches_wait_for_the_next_zygote_when_one_is_lost_before_it_is_ready(host: Host) -> None:
+    host.ask(1)
+    os.kill(host.zygote(), signal.SIGKILL)
+    host.ask(2)
+    assert host.loop.until(Launched, 1).pid and host.loop.until(Launched, 2).pid
+
+
+def test_a_request_that_a_lost_zygote_did_not_answer_is_a_worker_lost(host: Host) -> None:
+    host.launch(1)
+    zygote = host.zygote()
+    os.kill(zygote, signal.SIGSTOP)
+    for key in range(2, 3 + UNANSWERED):
+        host.ask(key)
+    os.kill(zygote, signal.SIGKILL)
+    for key in range(2, 2 + UNANSWERED):
+        assert host.cause(key) == LOST
+        assert [type(report) for report in host.loop.reports if report.key == key] == [Launched, Exited]
+    assert host.loop.until(Launched, 2 + UNANSWERED).pid  # never sent: the new zygote has it
+
+
+def test_zygotes_that_never_get_ready_fail_the_launch() -> None:
+    host = Host("no_such_module:run")
+    host.ask(1)
+    host.ask(2)
+    assert "exit code 1" in host.loop.until(LaunchFailed, 1).why
+    host.loop.until(LaunchFailed, 2)
+    assert len(host.loop.reports) == 2
+    assert ZYGOTES == 3
+    host.close()
+
+
+def test_a_status_that_does_not_come_is_unknown(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.launch(1)
+    monkeypatch.setattr("caravela.supervisor.engines.process.STATUS_WITHIN", 0.01)
+    zygote = host.zygote()
+    os.kill(zygote, signal.SIGSTOP)
+    host.order(1, "exit 7")
+    assert host.cause(1).kind == "unknown"
+    os.kill(zygote, signal.SIGCONT)
+    host.launch(2)
+    assert len([report for report in host.loop.reports if report.key == 1]) == 2  # the late one is dropped
+
+
+def test_a_host_that_reaps_or_ignores_its_children_still_hears_of_every_death() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        host = Host()
+        host.launch(1)
+        host.order(1, "exit 7")
+        assert host.cause(1) == Cause("exit", "exit code 7")
+        host.launch(2)
+        os.kill(host.zygote(), signal.SIGKILL)
+        assert host.cause(2) == LOST
+        host.launch(3)
+        host.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_close_leaves_nothing(host: Host) -> None:
+    workers = [host.launch(key).pid for key in range(3)]
+    host.answer(0)
+    host.order(0, "grandchild")
+    pids = [*workers, host.answer(0)["pid"], host.zygote()]
+    pidfds = [os.pidfd_open(pid) for pid in pids]
+    host.fds += pidfds
+    host.engine.close()
+    assert all(gone(fd) for fd in pidfds)
+
+
+def test_close_does_not_wait_for_ever_for_a_stopped_zygote(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caravela.supervisor.engines.process.GONE_WITHIN", 0.05)
+    host.fds.append(worker := os.pidfd_open(host.launch(1).pid))
+    os.kill(host.zygote(), signal.SIGSTOP)
+    host.engine.close()
+    assert gone(worker)
+
+
+def test_a_forked_child_forgets_without_hurting_anybody(host: Host) -> None:
+    host.launch(1)
+    report, tell = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            before = len(os.listdir("/proc/self/fd"))
+            host.engine.forget()
+            os.write(tell, bytes([before - len(os.listdir("/proc/self/fd"))]))
+        finally:
+            os._exit(0)
+    assert os.read(report, 1) == bytes([3])  # control socket, zygote's pidfd, worker's pidfd
+    os.waitpid(child, 0)
+    os.close(report), os.close(tell)
+    host.order(1, "exit 7")
+    assert host.cause(1) == Cause("exit", "exit code 7")
+
+
+HOST = """
+import select, os, sys
+sys.path.insert(0, {tests!r})
+from caravela.supervisor.engines.base import Ends
+from caravela.supervisor.engines.process import ProcessEngine
+class Loop:
+    def __init__(self): self.watched, self.reports = {{}}, []
+    def watch(self, fd, ready): self.watched[fd] = ready
+    def unwatch(self, fd, *, close): self.watched.pop(fd, None)
+    def later(self, seconds, call): return lambda: None
+    def report(self, report): self.reports.append(report)
+loop, engine = Loop(), ProcessEngine(worker="fake_workers:obedient")
+engine.open(loop)
+(reads, orders), (answers, writes) = os.pipe(), os.pipe()
+engine.launch(1, Ends(reads, writes, os.memfd_create("page")))
+while not loop.reports:
+    for fd in select.select(list(loop.watched), [], [])[0]: loop.watched[fd]()
+os.read(answers, 1)
+print(loop.reports[0].pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_of_a_host_that_is_killed() -> None:
+    code = HOST.format(tests=str(Path(__file__).parents[1] / "worker"))
+    # Unguarded, from -c: nothing of it may run again in the zygote.
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    worker = os.pidfd_open(int(process.stdout.readline()))
+    process.kill()
+    assert gone(worker)
+    process.wait()
+    process.stdin.close(), process.stdout.close(), os.close(worker)
+
+
+def test_another_version_of_the_zygote_is_refused() -> None:
+    host = Host()
+    host.ask(1)
+    assert host.engine._zygote is not None
+    host.engine._greet(host.engine._zygote, wire.VERSION + 1)
+    assert "restart" in host.loop.until(LaunchFailed, 1).why
+    host.launch(2)
+    host.close()
