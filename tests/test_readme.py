@@ -1,0 +1,35 @@
+"""What README shows, run as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "testing"])
+@pytest.mark.parametrize("way", ["script", "stdin"])
+def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
+    if way == "script":
+        script = tmp_path / "my script.py"
+        script.write_text(example, encoding="utf-8")
+        command, text = [sys.executable, str(script)], ""
+    else:
+        command, text = [sys.executable, "-"], example
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=15, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    if "SimpleQueue" in example:
+        assert "pushing abc" in done.stdout
+        assert done.stdout.endswith("synced: {'dirty': False, 'book_id': 'abc'}\n")
+
+
+def test_first_flow_is_short() -> None:
+    assert len([line for line in EXAMPLES[0].splitlines() if line.strip()]) <= 20
