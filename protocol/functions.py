@@ -20,7 +20,7 @@ from . import culprit, extensions, mirror
 from .codes import ByIdentity, known
 from .encoder import encode, light
 from .homes import home, mirrored, name_of
-from .importable import located, path_changed
+from .importable import importable, located, path_changed
 from .messages import Code, Define
 from .notes import Parcel
 from .payload import PAYLOAD_LIMIT

@@ -5,6 +5,7 @@ one it runs unsupervised (never restarted) in a supervisor of this module, which
 interpreter closes.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -56,3 +57,12 @@ def _unsupervised() -> Supervisor:
         if _own is None or not _own.running:
             _own = Supervisor(restart="temporary").open(private=True)
         return _own
+
+
+def _after_fork_in_child() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock, _own
+    _lock, _own = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -206,7 +206,7 @@ class Supervisor:
                 raise ValueError(f"name={name!r} is taken by a flow that runs")
             self._runners[runner.id] = runner
             self._empty.clear()
-        self.loop.post(partial(runner.feed, core.StartAsked()))
+            self.loop.post(partial(runner.feed, core.StartAsked()))  # in the lock: before the stop of a close()
         if wait:
             self._await_boot(runner)
         return FlowHandle(runner, self._check_process)
