@@ -165,9 +165,14 @@ class Decoder:
         """Raises ``ProtocolError`` for bytes that are no message, and from then on always: where the next one would
         begin is not known any more.
         """
+        messages: list[Message] = []
+        self.take(data, messages)
+        return messages
+
+    def take(self, data: bytes | memoryview, messages: list[Message]) -> None:
+        """Like :meth:`feed`, but what stood before the bytes that are no message is in ``messages`` all the same."""
         if self._why is not None:
             raise ProtocolError(self._why)
-        messages: list[Message] = []
         try:
             if len(data) <= _READ:
                 self._read(data, messages)
@@ -182,7 +187,6 @@ class Decoder:
             raise self._break("a message is larger than any can be") from error
         except Exception as error:
             raise self._break(f"no msgpack: {type(error).__name__} {error}".rstrip()) from error
-        return messages
 
     def _read(self, data: bytes | memoryview, messages: list[Message]) -> None:
         unpacker, end = self._unpacker, self._end

@@ -113,9 +113,13 @@ class Inbox:
             return True
         if not data:
             return False
+        messages: list[Any] = []
         try:
-            for message in link.decoder.feed(data):
-                self._receive(link, message)
+            try:
+                link.decoder.take(data, messages)
+            finally:  # what was said before the nonsense counts: perhaps that the flow is done
+                for message in messages:
+                    self._receive(link, message)
         except ProtocolError as error:
             self._loop.post(partial(self._broken, link, str(error)))
             return False

@@ -248,3 +248,11 @@ except LimitExceeded as error:
     environment = {**os.environ, "MSGPACK_PUREPYTHON": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_was_said_before_the_nonsense_is_kept() -> None:
+    said = [messages.State(1, b"a"), messages.Done(2, b"b")]
+    taken: list[Any] = []
+    with pytest.raises(ProtocolError):
+        Decoder("to_supervisor").take(b"".join(map(encode, said)) + b"\xc1 nonsense", taken)
+    assert taken == said
