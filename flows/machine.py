@@ -131,7 +131,7 @@ class Machine(Bodies):
             while fuel > 0 and branch.runnable:
                 if isinstance(branch.activity, Rebasing):
                     cost = _cost(branch.activity.rebase.base)
-                    fuel -= cost * max(1, self._replay(branch, branch.activity, max(1, fuel // cost), now))
+                    fuel -= cost * self._replay(branch, branch.activity, max(1, fuel // cost), now)
                 else:
                     fuel -= _cost(self.state)
                     self._next(branch, now)

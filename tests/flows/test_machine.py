@@ -1,6 +1,7 @@
 """Every row of the step table, on virtual time. What a user's function may do wrong is in test_mischief.py."""
 
 import asyncio
+import itertools
 import math
 from collections.abc import Callable
 from datetime import timedelta
@@ -323,7 +324,7 @@ def test_backoff_at_exact_times(options: Any, delays: list[float]) -> None:
     clock.append(sim)
     sim.advance(60_000)
     assert reason(sim) == "again"
-    assert [after - before - 10 for before, after in zip(at, at[1:], strict=False)] == pytest.approx(delays)
+    assert [after - before - 10 for before, after in itertools.pairwise(at)] == pytest.approx(delays)
 
 
 @pytest.mark.parametrize(("jitter", "drawn", "delay"), [(0, 0.9, 800), (0.5, 0.5, 600), (1, 0.25, 600), (1, 0, 800)])

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from caravela.flows import (
     wait_until,
 )
 from caravela.flows import events as e
-from caravela.supervisor.events import FlowError, SignalRejected
+from caravela.supervisor.events import FlowDone, FlowError, FlowState, SignalRejected
 from caravela.testing import simulate
 
 
@@ -65,7 +65,7 @@ class Proxy:
     """As an unbound proxy of a web framework."""
 
     @property
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         raise RuntimeError("working outside of a context")
 
 
@@ -108,7 +108,7 @@ BAD_STATES: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
 }
 
 
-@pytest.fixture(params=BAD_STATES.values(), ids=BAD_STATES.keys())
+@pytest.fixture(params=BAD_STATES.values(), ids=[*BAD_STATES])
 def bad(request: pytest.FixtureRequest) -> tuple[Callable[[], Any], type[Exception]]:
     return request.param  # type: ignore[no-any-return]
 
@@ -224,7 +224,7 @@ def test_states_are_never_compared() -> None:
         )
     )
     sim.signal(lambda state: Unequal(4))
-    assert [event.state.n for event in sim.events if hasattr(event, "state")] == [1, 2, 3, 4, 4]
+    assert [event.state.n for event in sim.events if isinstance(event, FlowState | FlowDone)] == [1, 2, 3, 4, 4]
 
 
 def test_reasons_are_never_compared() -> None:
@@ -372,7 +372,7 @@ def test_advance_never_raises_and_keeps_its_word(
     notified = one.all(e.Notify)
     assert [notify.seq for notify in notified] == [*range(1, len(notified) + 1)]
     states = [one.codec.encode({"items": [1, 2]}), *(notify.state for notify in notified)]
-    assert all(before != after for before, after in zip(states, states[1:], strict=False))
+    assert all(before != after for before, after in pairwise(states))
     assert states[-1] == one.machine.state
     answered = [effect.call for effect in [*one.all(e.Applied), *one.all(e.Rejected)] if effect.call]
     assert len(set(answered)) == len(answered)
