@@ -1,19 +1,14 @@
 """The pipes and the page that the host shares with one worker."""
 
-import errno
 import os
-import resource
 import secrets
 import select
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ..protocol.codec import Decoder
 from ..protocol.status import Page
 from .engines.base import Ends
-
-Made = TypeVar("Made")
+from .limits import with_enough_fds
 
 
 @dataclass(slots=True)
@@ -34,10 +29,10 @@ class Link:
         """Both sides; the ends are the engine's to close. Raises ``OSError`` where no fds are left."""
         fds: list[int] = []
         try:
-            page, page_fd = _with_enough_fds(Page.create)
+            page, page_fd = with_enough_fds(Page.create)
             fds.append(page_fd)
-            fds += _with_enough_fds(os.pipe)
-            fds += _with_enough_fds(os.pipe)
+            fds += with_enough_fds(os.pipe)
+            fds += with_enough_fds(os.pipe)
         except OSError:
             for fd in fds:
                 os.close(fd)
@@ -60,15 +55,3 @@ class Link:
         os.close(self.reads)
         os.close(self.writes)
         self.page.close()
-
-
-def _with_enough_fds(make: Callable[[], Made]) -> Made:
-    """Raises this process's soft limit of fds when that is what is missing; workers get the old one."""
-    try:
-        return make()
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        return make()

@@ -19,6 +19,9 @@ from .pipe import Pipe
 
 _WARNING: Final = 30  # logging's own default, without its import
 
+known = b""
+"""The surroundings of the zygote, as its host encodes them: while they are still the same, a comparison adopts them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -66,7 +69,7 @@ def ask(pipe: Pipe) -> Asked:
 def load(asked: Asked, *, home: bool) -> Booted:
     """Raises whatever the user's module, or the making of the first state, raises."""
     start = asked.start
-    if not home:
+    if not home and start.environment != known:
         adopt(payload.decode(start.environment))
     importer = Importer(home)
     for need in asked.needs:
@@ -94,12 +97,24 @@ def _flow(named: Any) -> Flow:
     return found
 
 
+def surroundings() -> bytes:
+    """This process's, as :func:`adopt` takes them, in the order in which a host encodes its own."""
+    environment = {
+        "path": sys.path,
+        "cwd": _cwd(),
+        "environ": dict(os.environ),
+        "argv": sys.argv,
+        "log_level": _WARNING,
+    }
+    return payload.encode(environment)
+
+
 def adopt(environment: Mapping[str, Any]) -> None:
     """The host's surroundings as they are now, where they differ: what is only rewritten costs pages of its own."""
     if sys.path != environment["path"]:
         sys.path[:] = environment["path"]
         importlib.invalidate_caches()
-    if not _is_here(environment["cwd"]):
+    if environment["cwd"] not in ("", _cwd()):
         os.chdir(environment["cwd"])
     environ = environment["environ"]
     for name in os.environ.keys() - environ.keys():
@@ -114,8 +129,9 @@ def adopt(environment: Mapping[str, Any]) -> None:
         logging.getLogger().setLevel(environment["log_level"])
 
 
-def _is_here(cwd: str) -> bool:
+def _cwd() -> str:
+    """Empty when somebody removed it; then the host stands nowhere, and so does its worker."""
     try:
-        return os.getcwd() == cwd
-    except FileNotFoundError:  # somebody removed it since the zygote began
-        return False
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""

@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import operator
 import os
 import resource
 import select
@@ -49,10 +48,13 @@ _libc = ctypes.PyDLL(None, use_errno=True)
 
 
 def main(control: int, nofile: int, worker: str) -> NoReturn:
-    """Entry of the process. ``nofile`` is the soft RLIMIT_NOFILE of workers, ``worker`` is ``module:function``."""
+    """Entry of the process. ``nofile`` is the soft RLIMIT_NOFILE of workers.
+
+    ``worker`` names, as ``module:function``, what is called once in here and returns what every worker runs.
+    """
     _leave_the_host(control)
     module, _, function = worker.partition(":")
-    run: Run = operator.attrgetter(function)(importlib.import_module(module))
+    run: Run = getattr(importlib.import_module(module), function)()
     gc.collect()
     gc.freeze()  # a worker's own collections then leave these pages shared
     with socket.socket(fileno=control) as host:
@@ -79,7 +81,8 @@ def _leave_the_host(control: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # it is a TextIOWrapper: no line is broken or lost
+            # What a killed worker printed is not lost; the stream is a TextIOWrapper.
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _reset_signals() -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Final
 from caravela.errors import Cause
 
 from ...worker import zygote as wire
+from ..limits import fds_of_the_host
 from .base import Ends, Exited, Launched, LaunchFailed, Loop
 from .deaths import cause, kill_group, readable, send_signal
 from .zygote import Zygote, spawn
@@ -47,12 +47,12 @@ class _Worker:
 class ProcessEngine:
     """Starts one zygote, and a new one when that is lost. Needs Linux 5.4.
 
-    ``nofile`` is the soft RLIMIT_NOFILE that workers get; by default what this process has when the engine is made.
-    ``worker`` names the function that a worker runs, as ``module:function``.
+    ``nofile`` is the soft RLIMIT_NOFILE that workers get; by default what this process chose for itself.
+    ``worker`` names, as ``module:function``, what the zygote calls once and returns what every worker runs.
     """
 
-    def __init__(self, *, nofile: int | None = None, worker: str = "caravela.worker.main:run") -> None:
-        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if nofile is None else nofile
+    def __init__(self, *, nofile: int | None = None, worker: str = "caravela.worker.rehearsal:prepared") -> None:
+        self._nofile = fds_of_the_host() if nofile is None else nofile
         self._worker = worker
         self._zygote: Zygote | None = None
         self._dying: list[Zygote] = []  # no longer answering, not yet reaped

@@ -13,6 +13,7 @@ import msgpack
 from multiprocess import util
 
 from ...worker import zygote as wire
+from ..limits import with_enough_fds
 from .base import Ends
 from .deaths import signal_name
 
@@ -39,6 +40,8 @@ class Zygote:
 
         Raises ``BlockingIOError`` when there is nothing.
         """
+        with contextlib.suppress(OSError):  # an fd that finds no room is lost; at the hard limit so be it
+            os.close(with_enough_fds(lambda: os.dup(self.death)))
         try:
             packet, ancillary, _, _ = self.control.recvmsg(wire.PACKET, _ONE_FD, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
@@ -71,6 +74,7 @@ def spawn(nofile: int, worker: str) -> Zygote:
         undo.callback(os.close, control)
         code = (
             f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}; "
+            f"sys.argv[:] = {list(map(str, sys.argv))!r}; "
             f"from {wire.__name__} import main; main({control}, {nofile}, {worker!r})"
         )
         flags = util._args_from_interpreter_flags()

@@ -5,9 +5,20 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+
+Run = Callable[[int, int, int], int]
 
 
-def obedient(reads: int, writes: int, page: int) -> int:
+def obedient() -> Run:
+    return obey
+
+
+def immediate() -> Run:
+    return lambda reads, writes, page: 0
+
+
+def obey(reads: int, writes: int, page: int) -> int:
     """Writes a line of facts, then obeys lines until the end of file, which returns 0."""
     with open(reads, closefd=False) as orders, open(writes, "w", closefd=False) as answers:
         print(json.dumps(_facts(page)), file=answers, flush=True)
@@ -25,10 +36,6 @@ def obedient(reads: int, writes: int, page: int) -> int:
                     print(json.dumps({"pid": _grandchild()}), file=answers, flush=True)
                 case ["print", text]:
                     print(text)
-    return 0
-
-
-def immediate(reads: int, writes: int, page: int) -> int:
     return 0
 
 

@@ -1,6 +1,7 @@
 """The worker's whole life over real pipes, on a thread of this process."""
 
 import asyncio
+import logging
 import os
 import select
 import sys
@@ -9,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -43,7 +45,8 @@ from caravela.protocol.messages import (
     Stopped,
 )
 from caravela.protocol.status import Page
-from caravela.worker import exits, pipe
+from caravela.supervisor import boot as host_boot
+from caravela.worker import boot, exits, pipe
 from caravela.worker.main import run as worker
 
 Frame = TypeVar("Frame")
@@ -493,3 +496,38 @@ def test_a_host_that_does_not_read_the_last_frame_does_not_keep_the_worker(host:
     os.close(host._in)
     host._in = -1
     assert host.end() == exits.HOST_GONE
+
+
+# ------------------------------------------------------------------ surroundings
+
+
+def test_a_host_and_a_zygote_encode_the_same_surroundings_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    assert boot.surroundings() == host_boot._environment()
+
+
+def test_only_what_differs_is_adopted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", environ := Environ({"SAME": "1", "OLD": "2", "CHANGED": "3"}))
+    monkeypatch.setattr(sys, "path", ["here"])
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    wanted = {"SAME": "1", "CHANGED": "4", "NEW": "5"}
+    boot.adopt({"path": ["there"], "cwd": "/", "environ": wanted, "argv": ["x", "y"], "log_level": 10})
+    assert (sys.path, os.getcwd(), environ, sys.argv) == (["there"], "/", wanted, ["x", "y"])
+    assert logging.getLogger().level == 10
+    assert environ.touched == {"OLD", "CHANGED", "NEW"}
+
+
+class Environ(dict[str, str]):
+    def __init__(self, initial: dict[str, str]) -> None:
+        super().__init__(initial)
+        self.touched: set[str] = set()
+
+    def __setitem__(self, name: str, value: str) -> None:
+        self.touched.add(name)
+        super().__setitem__(name, value)
+
+    def __delitem__(self, name: str) -> None:
+        self.touched.add(name)
+        super().__delitem__(name)

@@ -1,0 +1,56 @@
+"""The zygote lives a worker's life a few times, so that its workers find that done which changes memory only once.
+
+Python rewrites bytecode as it runs it, fills caches and splits free memory; in a fork each such page is copied, at
+about 4 µs and 4 KiB. Twenty rehearsals cost the zygote 10 ms and save every worker 0.5 ms and 0.4 MiB.
+"""
+
+import os
+from typing import Final
+
+from ..flows import flow, repeat, set_state, wait, wait_until
+from ..protocol import codec, payload
+from ..protocol.messages import VERSION, Hello, Ping, Query, Signal, Start, Stop, ToWorker
+from ..protocol.status import Page
+from . import boot, exits
+from .main import run
+from .zygote import Run
+
+TIMES: Final = 20
+
+played = flow(
+    "rehearsal",
+    wait_until(lambda state: state["cue"]),
+    repeat(set_state(lambda state: state | {"said": True}), wait(60_000)),
+    initial_state={"cue": False},
+    signals={"cue": lambda state: state | {"cue": True}},
+)
+
+
+def prepared() -> Run:
+    """What the zygote runs in its workers, warm."""
+    boot.known = boot.surroundings()
+    for _ in range(TIMES):
+        _rehearse()
+    return run
+
+
+def _rehearse() -> None:
+    """Everything that it hears lies in its pipe before it begins, so it waits for nothing; no body, so no thread."""
+    (reads, orders), (answers, writes) = os.pipe(), os.pipe()
+    page, shared = Page.create()
+    flow_name, options = payload.encode(f"{__name__}:played"), payload.encode({"interest": 2})
+    cue = Signal(1, 1, payload.encode("cue"), b"")
+    script: list[ToWorker] = [
+        Hello(VERSION, os.getpid(), b""),
+        Start(flow_name, b"", options, b""),
+        Ping(1),
+        cue,
+        Query(2),
+        Stop("over"),
+    ]
+    os.write(orders, b"".join(map(codec.encode, script)))
+    code = run(reads, writes, shared, home=True)
+    assert code == exits.ENDED, f"the rehearsal ended with {code}"
+    page.close()
+    for fd in (reads, orders, answers, writes, shared):
+        os.close(fd)
