@@ -144,19 +144,20 @@ class TaskRunner:
         """On a body thread."""
         _current.set(job)
         result: Returned | Raised
+        awaits = False
         try:
             value = job.task.fn(*job.task.args)
+            awaits = isawaitable(value)  # asks the value for its class, which may raise
+            result = Returned(value)
         except BaseException as error:
             result = _raised(error, job)
-        else:
-            result = Returned(value)
         _current.set(None)
         thread = job.thread
         if job.task.pooled and thread:
             self._idle.append(thread)
-        if isinstance(result, Returned) and isawaitable(result.value):
+        if awaits:
             job.thread = None
-            self._await(job, result.value)
+            self._await(job, value)
         else:
             self._finish(job, result)
 

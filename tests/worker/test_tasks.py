@@ -199,3 +199,17 @@ def test_closing_lets_a_busy_thread_end_after_its_body() -> None:
     runner.close()
     go.set()
     thread.join()
+
+
+def test_a_value_that_raises_when_it_is_asked_for_its_class_is_a_raise(runner: TaskRunner) -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> Any:
+            raise RuntimeError("not bound")
+
+        @__class__.setter
+        def __class__(self, value: Any) -> None: ...
+
+    raised = result(runner, Proxy)
+    assert isinstance(raised, StepRaised)
+    assert raised.message == "not bound"
