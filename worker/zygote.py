@@ -44,7 +44,9 @@ _LAST_FD: Final = 2**31 - 1
 Run = Callable[[int, int, int], int]
 """Reads messages, writes messages, status page → exit code."""
 
-_libc = ctypes.PyDLL(None, use_errno=True)
+# Looked up here once: in each worker the look-up alone would copy twenty pages.
+_prctl = ctypes.PyDLL(None, use_errno=True).prctl
+_prctl.argtypes = ctypes.c_int, ctypes.c_ulong
 
 
 def main(control: int, nofile: int, worker: str) -> NoReturn:
@@ -238,7 +240,7 @@ def _kill_group(pid: int) -> None:
 
 def _arm_parent_death_signal(parent: int) -> None:
     """Not inherited by fork, so at every fork. The zygote has one thread, whose end is the end of the process."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)):
+    if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it died before the signal was armed
         os._exit(exits.HOST_GONE)
