@@ -8,13 +8,12 @@ thread is given up, and its result comes when it comes.
 """
 
 import os
-import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, assert_never
 
 from caravela.errors import StepRaised
@@ -23,6 +22,8 @@ from ..flows.events import Raised, Returned, StartTask, TaskDone
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .threads import BodyThread, EventThread
 
 
 class _Job:
@@ -34,7 +35,7 @@ class _Job:
         self.task = task
         self.cancelled = False
         self.done = False
-        self.thread: _BodyThread | None = None
+        self.thread: BodyThread | None = None
         self.awaits: asyncio.Task[None] | None = None
         self.begun = False
 
@@ -58,11 +59,11 @@ class TaskRunner:
         self._jobs: dict[int, _Job] = {}
         self._results: deque[TaskDone] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._open = threading.Lock()  # while the eventfd is written its number must not become another file's
-        self._threads: set[_BodyThread] = set()
-        self._lasting: _BodyThread | None = None
-        self._idle: deque[_BodyThread] = deque()
-        self._events: _EventThread | None = None
+        self._open = allocate_lock()  # while the eventfd is written its number must not become another file's
+        self._threads: set[BodyThread] = set()
+        self._lasting: BodyThread | None = None
+        self._idle: deque[BodyThread] = deque()
+        self._events: EventThread | None = None
 
     def fileno(self) -> int:
         return self._wake
@@ -122,21 +123,23 @@ class TaskRunner:
 
     # ------------------------------------------------------------------ on threads
 
-    def _alone(self) -> "_BodyThread":
+    def _alone(self) -> "BodyThread":
         if self._lasting is None:
             self._lasting = self._hire()
         return self._lasting
 
-    def _pooled(self) -> "_BodyThread":
+    def _pooled(self) -> "BodyThread":
         return self._idle.pop() if self._idle else self._hire()
 
-    def _hire(self) -> "_BodyThread":
-        thread = _BodyThread()
+    def _hire(self) -> "BodyThread":
+        from .threads import BodyThread
+
+        thread = BodyThread()
         thread.start()
         self._threads.add(thread)
         return thread
 
-    def _dismiss(self, thread: "_BodyThread") -> None:
+    def _dismiss(self, thread: "BodyThread") -> None:
         self._threads.discard(thread)
         thread.calls.put(None)
 
@@ -166,12 +169,14 @@ class TaskRunner:
     def _await(self, job: _Job, value: Awaitable[Any] | None) -> None:
         with self._open:
             if self._events is None:
-                events = _EventThread()
+                from .threads import EventThread
+
+                events = EventThread()
                 events.start()
                 self._events = events
         self._events.call(partial(self._begin, job, value, self._events))
 
-    def _begin(self, job: _Job, value: Awaitable[Any] | None, events: "_EventThread") -> None:
+    def _begin(self, job: _Job, value: Awaitable[Any] | None, events: "EventThread") -> None:
         job.awaits = events.loop.create_task(self._body(job, value))
 
     async def _body(self, job: _Job, value: Awaitable[Any] | None) -> None:
@@ -193,58 +198,6 @@ class TaskRunner:
         with self._open:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
-
-
-class _BodyThread(threading.Thread):
-    """Makes calls until it is given None."""
-
-    def __init__(self) -> None:
-        super().__init__(name="caravela body", daemon=True)
-        self.calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-
-    def run(self) -> None:
-        while call := self.calls.get():
-            call()
-            del call  # holds a body and its arguments while the thread idles
-
-
-class _EventThread(threading.Thread):
-    """An asyncio event loop; asyncio is imported in here, so that the worker's loop does not wait for it."""
-
-    loop: "asyncio.AbstractEventLoop"
-
-    def __init__(self) -> None:
-        super().__init__(name="caravela event loop", daemon=True)
-        self._ready = threading.Lock()
-        self._early: list[Callable[[], None]] | None = []
-
-    def call(self, function: Callable[[], None]) -> None:
-        with self._ready:
-            if self._early is None:
-                self.loop.call_soon_threadsafe(function)
-            else:
-                self._early.append(function)
-
-    def stop(self) -> None:
-        self.call(lambda: self._end.set_result(None))
-        self.join(1.0)  # a body that refuses to be cancelled keeps its thread, which keeps nobody
-
-    def run(self) -> None:
-        import asyncio
-
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        import asyncio
-
-        self.loop = asyncio.get_running_loop()
-        self._end = self.loop.create_future()
-        with self._ready:
-            assert self._early is not None
-            for function in self._early:
-                self.loop.call_soon(function)
-            self._early = None
-        await self._end
 
 
 def _cancel(job: _Job) -> None:

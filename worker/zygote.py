@@ -78,7 +78,6 @@ def _leave_the_host(control: int) -> None:
         os.close(null)
     os.setsid()
     _reset_signals()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
     for stream in (sys.stdout, sys.stderr):
@@ -88,12 +87,13 @@ def _leave_the_host(control: int) -> None:
 
 
 def _reset_signals() -> None:
-    """As in a fresh interpreter, except that SIGINT ends the process.
+    """As in a fresh interpreter, except that SIGINT is ignored: Ctrl-C is the host's, also one that came before now.
 
     What the host ignores survives exec, and an ignored SIGCHLD eats the statuses.
     """
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        ignored = number in (signal.SIGPIPE, signal.SIGXFSZ)  # Python makes OSErrors of these
+        # Python makes OSErrors of the first two.
+        ignored = number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT)
         with contextlib.suppress(OSError):  # the C library keeps two real-time signals
             signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
