@@ -100,7 +100,8 @@ class StepRaised(Reason):
             message = str(error)
         except BaseException as broken:
             message = f"<no text: its __str__ raised {type(broken).__name__}>"
-        return cls(name, message, "".join(traceback.format_exception(kind, error, trace or error.__traceback__)).rstrip(), path, attempt)
+        lines = traceback.format_exception(kind, error, trace or error.__traceback__)
+        return cls(name, message, "".join(lines).rstrip(), path, attempt)
 
     def __str__(self) -> str:
         where = f" in {self.path}" if self.path else ""

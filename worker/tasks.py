@@ -147,7 +147,7 @@ class TaskRunner:
         """On a body thread."""
         _current.set(job)
         result: Returned | Raised
-        awaits = False
+        value, awaits = None, False
         try:
             value = job.task.fn(*job.task.args)
             awaits = isawaitable(value)  # asks the value for its class, which may raise

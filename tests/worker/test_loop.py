@@ -300,7 +300,8 @@ def test_a_signal_that_cannot_be_loaded_is_rejected_and_the_flow_goes_on(host: H
     assert host.hear(Rejected).no == 1
     assert host.refusal(9).type.endswith(("UnpicklingError", "ValueError", "EOFError"))
     host.signal(go)
-    host.hear(State), host.hear(Done)
+    host.hear(State)
+    host.hear(Done)
     assert host.page.read().applied == 3
 
 
