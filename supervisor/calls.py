@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any
 
 _numbers = count(1)
+_finishing = threading.Lock()
 
 
 @dataclass(slots=True, eq=False)
@@ -30,22 +31,25 @@ class Call:
         self._latch.acquire()
 
     def answer(self, ok: bool, value: bytes) -> None:
-        self.ok, self.value = ok, value
-        self._finish()
+        self._finish(ok=ok, value=value)
 
     def fail(self, error: BaseException) -> None:
-        self.error = error
-        self._finish()
+        self._finish(error=error)
 
     def end(self) -> None:
-        self.ended = True
-        self._finish()
+        self._finish(ended=True)
 
     def wait(self, seconds: float) -> bool:
         """Until it is done; a lock is the cheapest latch there is."""
         return self.done or bool(self._latch.acquire(timeout=max(seconds, 0.0)))
 
-    def _finish(self) -> None:
-        if not self.done:
+    def _finish(
+        self, *, ok: bool = False, value: bytes = b"", error: BaseException | None = None, ended: bool = False
+    ) -> None:
+        """The first wins: a reader may come with the answer while the loop comes with the end."""
+        with _finishing:
+            if self.done:
+                return
+            self.ok, self.value, self.error, self.ended = ok, value, error, ended
             self.done = True
-            self._latch.release()
+        self._latch.release()

@@ -223,7 +223,7 @@ class Child:
             case StopAsked(grace):
                 return self._stop(grace, now)
             case KillAsked():
-                return [*self._stop(0.0, now), Kill()]
+                return self._kill(now)
             case Tick():
                 return self._tick(now)
             case _:
@@ -238,6 +238,8 @@ class Child:
         return [Launch(self.incarnation)]
 
     def _ready(self) -> list[Effect]:
+        if self.phase is Phase.LEAVING:
+            return []  # too late: it has been given up, and such a boot must not clear the count of failed ones
         cause = self.cause if self.ever_up else None
         self.up = self.ever_up = True
         self.boot_failures = 0
@@ -317,16 +319,22 @@ class Child:
         match self.phase:
             case Phase.BACKOFF:
                 return self._publish(Silenced())
+            case Phase.STARTING if not self.incarnation:  # before its start was asked for: it will not come
+                return self._publish(Silenced())
             case Phase.LEAVING if self.published:
                 return []
             case Phase.STOPPING:
                 if not self.terminated:
-                    self.deadline = min(self.deadline or now, now + grace)
+                    self.deadline = now + grace if self.deadline is None else min(self.deadline, now + grace)
                 return []
             case _:
                 self.phase = Phase.STOPPING
                 self.deadline = now + grace
                 return [SendStop()]
+
+    def _kill(self, now: float) -> list[Effect]:
+        effects = self._stop(0.0, now)
+        return effects if self.phase is Phase.ENDED else [*effects, Kill()]
 
     def _tick(self, now: float) -> list[Effect]:
         if self.deadline is None or now < self.deadline:

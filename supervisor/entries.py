@@ -57,7 +57,7 @@ class Asking:
     def withdrawn(self) -> bool:
         return self.call is not None and self.call.given_up
 
-    def frames(self, _held: Held, _number: Callable[[], int]) -> list[bytes]:
+    def frames(self, held: Held, number: Callable[[], int]) -> list[bytes]:
         return [encode(self.message)]
 
     def written(self) -> bool:

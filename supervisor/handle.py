@@ -148,7 +148,7 @@ class FlowHandle:
         if not runner.ended.wait(timeout):
             raise FlowTimeout("wait", self.name, timeout or 0.0, runner.doing())
         assert runner.end is not None
-        return runner.end
+        return runner.end.for_another()
 
     def result(self, timeout: float | None = None) -> Any:
         """The final state. Raises what ended it: ``FlowFailed``, ``FlowCrashed``, ``FlowNotRunning`` (stopped)."""

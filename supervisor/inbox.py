@@ -14,8 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from caravela.errors import ProtocolError
+from caravela.errors import ProtocolError, StepRaised
 
+from ..protocol import payload
 from .calls import Call
 from .link import Link
 from .loop import Loop
@@ -124,3 +125,11 @@ class Inbox:
             self._loop.post(partial(self._broken, link, str(error)))
             return False
         return True
+
+
+def error_in(data: bytes) -> StepRaised:
+    """The error that a message carries."""
+    value = payload.decode(data, trust="data")
+    if not isinstance(value, StepRaised):
+        raise ProtocolError("an error that is none")
+    return value

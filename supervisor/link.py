@@ -15,17 +15,17 @@ from .limits import with_enough_fds
 class Link:
     """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched."""
 
-    key: int
     reads: int
     writes: int
     page: Page
     nonce: bytes
     decoder: Decoder
+    key: int = 0
     death: int = -1
     pid: int | None = None
 
     @classmethod
-    def make(cls, key: int) -> "tuple[Link, Ends]":
+    def make(cls) -> "tuple[Link, Ends]":
         """Both sides; the ends are the engine's to close. Raises ``OSError`` where no fds are left."""
         fds: list[int] = []
         try:
@@ -40,7 +40,7 @@ class Link:
         page_fd, their_reads, writes, reads, their_writes = fds
         os.set_blocking(reads, False)
         os.set_blocking(writes, False)
-        link = cls(key, reads, writes, page, secrets.token_bytes(16), Decoder("to_supervisor"))
+        link = cls(reads, writes, page, secrets.token_bytes(16), Decoder("to_supervisor"))
         return link, Ends(their_reads, their_writes, page_fd)
 
     @property

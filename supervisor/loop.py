@@ -4,6 +4,7 @@ Fds are watched, unwatched and closed between two batches of events only: a stal
 and given out again within one batch would otherwise hit the new owner.
 """
 
+import contextlib
 import heapq
 import logging
 import os
@@ -15,6 +16,13 @@ from collections.abc import Callable
 from itertools import count
 
 log = logging.getLogger("caravela")
+
+hands_free = threading.RLock()
+"""Held by whoever opens or closes fds of a supervisor, until it is written down whose they are.
+
+A fork of this process waits for it: a child keeps what nobody closes there, and then the death of its parent goes
+unseen.
+"""
 
 Work = Callable[[], None]
 
@@ -74,8 +82,12 @@ class Loop:
         self.between_batches(watch)
 
     def unwatch(self, fd: int, *, close: bool) -> None:
+        """``ready`` is not called any more, although this batch may still hold an event for it."""
+        self._ready.pop(fd, None)
+
         def unwatch() -> None:
-            if self._ready.pop(fd, None) is not None:
+            self._ready.pop(fd, None)  # where it was watched a moment ago, in this batch
+            with contextlib.suppress(FileNotFoundError):
                 self._epoll.unregister(fd)
             if close:
                 os.close(fd)
@@ -104,23 +116,27 @@ class Loop:
 
     def _run(self) -> None:
         while not self._over:
-            for fd, _ in self._epoll.poll(self._timeout()):
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-                elif ready := self._ready.get(fd):
-                    self._do(ready)
-            self._expire()
-            while self._posted or self._after_batch:
-                while self._posted:
-                    self._do(self._posted.popleft())
-                todo, self._after_batch = self._after_batch, []
-                for work in todo:
-                    self._do(work)
-        self._close()
+            batch = self._epoll.poll(self._timeout())
+            with hands_free:
+                self._turn(batch)
+        with hands_free:
+            self._close()
+
+    def _turn(self, batch: list[tuple[int, int]]) -> None:
+        for fd, _ in batch:
+            if fd == self._wake:
+                os.eventfd_read(self._wake)
+            elif ready := self._ready.get(fd):
+                self._do(ready)
+        self._expire()
+        while self._posted or self._after_batch:
+            while self._posted:
+                self._do(self._posted.popleft())
+            todo, self._after_batch = self._after_batch, []
+            for work in todo:
+                self._do(work)
 
     def _timeout(self) -> float | None:
-        if self._posted:
-            return 0.0
         while self._timers and self._timers[0][1] not in self._calls:
             heapq.heappop(self._timers)  # cancelled
         return max(self._timers[0][0] - time.monotonic(), 0.0) if self._timers else None
@@ -135,7 +151,7 @@ class Loop:
     def _do(self, work: Work) -> None:
         try:
             work()
-        except Exception:  # one flow's trouble must not end the loop of all
+        except BaseException:  # one flow's trouble, be it a SystemExit, must not end the loop of all
             log.exception("the supervisor's loop met an error of its own")
 
     def _close(self) -> None:

@@ -20,7 +20,7 @@ LIMIT: Final = 8 * 2**20
 """Bytes that may wait before ``put`` blocks; the entry that reaches it may exceed it."""
 
 BATCH: Final = 64 * 1024
-"""Bytes of frames made ahead: what a pipe takes at once."""
+"""Bytes of frames made ahead: what a pipe takes at once. A larger entry goes alone."""
 
 
 class Entry(Protocol):
@@ -61,8 +61,8 @@ class Outbox:
         self._signals_written = 0
         self._frames = memoryview(b"")
         self._at = 0
-        self._batch: deque[tuple[int, Entry]] = deque()
-        """The entries whose frames stand in ``_frames``, each with the place where they end."""
+        self._batch: deque[tuple[int, Entry, bool]] = deque()
+        """Whose frames stand in ``_frames``: the place where they end, the entry, is it for this worker only."""
         self._watched = False
 
     @property
@@ -92,11 +92,12 @@ class Outbox:
         deadline = time.monotonic() + seconds
         while self._size >= LIMIT and not self._closed:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._room.wait(left):
+            if left <= 0:
                 raise busy(self._size)
+            self._room.wait(left)
 
     def overtake(self, entry: Entry) -> None:
-        """Put before all that is not yet in the pipe, at a frame boundary; meant for this worker only."""
+        """Put before all whose frames are not yet made, at a frame boundary; meant for this worker only."""
         with self._room:
             if self._fd < 0:
                 return
@@ -138,10 +139,14 @@ class Outbox:
         with self._room:
             self._unwatch_now()
             self._fd = -1
-            self._waiting.extendleft(entry for _, entry in reversed(self._batch))
-            self._batch.clear()
-            self._size -= sum(entry.size for entry in self._urgent)
-            self._urgent.clear()  # its Stop
+            while self._urgent:  # its Stop
+                self._let_go(self._urgent.popleft())
+            while self._batch:
+                _, entry, urgent = self._batch.pop()
+                if urgent or self._closed:
+                    self._let_go(entry)
+                else:
+                    self._waiting.appendleft(entry)
             self._frames, self._at = memoryview(b""), 0
             return self._signals_written
 
@@ -149,8 +154,8 @@ class Outbox:
         """The flow has ended: nothing is taken any more, whoever waits for room is let go."""
         with self._room:
             self._closed = True
+            self._size -= sum(entry.size for entry in self._waiting)
             self._waiting.clear()
-            self._size = 0
             self._room.notify_all()
 
     # -------------------------------------------------------------- under the lock
@@ -176,25 +181,30 @@ class Outbox:
         """Make the frames of what comes next, about as much as a pipe takes."""
         made: list[bytes] = []
         end = 0
-        while end < BATCH and (self._urgent or (self._released and self._waiting)):
-            entry = self._urgent.popleft() if self._urgent else self._waiting.popleft()
+        while queue := self._urgent or (self._waiting if self._released else None):
+            entry = queue[0]
+            if made and end + entry.size > BATCH:
+                break
+            queue.popleft()
             if entry.withdrawn:
-                self._size -= entry.size
+                self._let_go(entry)
                 continue
             frames = entry.frames(self._held, self._number)
             made += frames
             end += sum(map(len, frames))
-            self._batch.append((end, entry))
+            self._batch.append((end, entry, queue is self._urgent))
         self._frames, self._at = memoryview(b"".join(made)), 0
         return bool(made)
 
     def _settle(self) -> None:
-        full = self._size >= LIMIT
         while self._batch and self._batch[0][0] <= self._at:
-            _, entry = self._batch.popleft()
-            self._size -= entry.size
+            _, entry, _ = self._batch.popleft()
             self._signals_written += entry.written()
-        if full and self._size < LIMIT:
+            self._let_go(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        self._size -= entry.size
+        if self._size < LIMIT <= self._size + entry.size:
             self._room.notify_all()
 
     def _number(self) -> int:

@@ -26,12 +26,13 @@ from .calls import Call
 from .engines.base import Engine
 from .entries import Asking, Sending
 from .events import Encoded
-from .inbox import Inbox
+from .inbox import Inbox, error_in
 from .link import Link
 from .loop import Loop
 from .outbox import Outbox
 from .spec import Policy
 from .subscribers import Sink
+from .turns import Turns
 
 log = logging.getLogger("caravela")
 
@@ -75,6 +76,7 @@ class Runner:
         self._link: Link | None = None
         self._audience = Audience(id, tag, sinks, lambda: home.sinks)
         self._lost = 0
+        self._turns = Turns(home.loop.post)
         self._cancel_tick: Callable[[], None] | None = None
 
     # -------------------------------------------------------------- what callers see
@@ -173,12 +175,10 @@ class Runner:
     # -------------------------------------------------------------- what the worker says
 
     def _receive(self, link: Link, message: messages.ToSupervisor) -> None:
-        """In the thread of whoever reads. What changes the flow's life goes to the loop, in order."""
+        """In the thread of whoever reads. What changes the flow's life goes to the loop."""
         match message:
             case messages.State(seq, state):
-                self._audience.seq = seq
-                self.last = state, time.monotonic()
-                self._audience.publish(events.FlowState, carried=Encoded(state, self.policy.trust))
+                self._turns.now(partial(self._state, seq, state))
             case messages.Reply(number, ok, value):
                 if ok:
                     self.last = value, time.monotonic()
@@ -186,20 +186,18 @@ class Runner:
             case messages.Pong(number):
                 self._inbox.answer(number, True, b"")
             case messages.Rejected(_, error, late):
-                raised = _raised(error)
-                log.warning("flow %s rejected a signal: %s", self.id, raised, extra={"flow_id": self.id})
-                self._audience.publish(events.SignalRejected, error=raised, late=late)
+                self._turns.now(partial(self._rejected, error_in(error), late))
             case messages.Entered(path, attempt):
-                self._audience.publish(events.StepEntered, path=path, attempt=attempt)
+                self._turns.now(partial(self._audience.publish, events.StepEntered, path=path, attempt=attempt))
             case messages.Progress(done, total):
-                self._audience.publish(events.Progress, done=done, total=total)
+                self._turns.now(partial(self._audience.publish, events.Progress, done=done, total=total))
             case messages.Log(record):
                 self._log(payload.decode(record, trust="data"))
             case messages.Hello(version, _, nonce):
                 if version != messages.VERSION or nonce != link.nonce:
                     raise ProtocolError(f"hello of another worker, or version {version} instead of {messages.VERSION}")
             case _:
-                self.home.loop.post(partial(self._live, message))
+                self._turns.on_loop(partial(self._live, message))
 
     def _live(self, message: Life) -> None:
         match message:
@@ -211,11 +209,20 @@ class Runner:
             case messages.Done() | messages.Failed() | messages.Stopped():
                 self.feed(core.Ended(message))
             case messages.BootFailed(error):
-                self.feed(core.BootFailed(_raised(error)))
+                self.feed(core.BootFailed(error_in(error)))
             case messages.Crashed(error):
-                self.feed(core.Crashed(_raised(error)))
+                self.feed(core.Crashed(error_in(error)))
             case _:
                 assert_never(message)
+
+    def _state(self, seq: int, state: bytes) -> None:
+        self._audience.seq = seq
+        self.last = state, time.monotonic()
+        self._audience.publish(events.FlowState, carried=Encoded(state, self.policy.trust))
+
+    def _rejected(self, error: StepRaised, late: bool) -> None:
+        log.warning("flow %s rejected a signal: %s", self.id, error, extra={"flow_id": self.id})
+        self._audience.publish(events.SignalRejected, error=error, late=late)
 
     def _log(self, record: Any) -> None:
         extra = {"flow_id": self.id, "incarnation": self.incarnation, "path": record["path"]}
@@ -270,8 +277,7 @@ class Runner:
             case core.Publish(end):
                 self._finish(end)
             case core.Forget():
-                self.gone.set()
-                self.home.forget(self)
+                self.home.loop.between_batches(self._forget)  # behind the closing of its fds
             case _:
                 assert_never(effect)
 
@@ -288,12 +294,10 @@ class Runner:
 
     def _finish(self, end: core.End) -> None:
         match end:
-            case messages.Done(seq, state):
+            case messages.Done(seq, state) | messages.Stopped(seq, state):
                 self._audience.seq, self.last = seq, (state, time.monotonic())
-                event = self._audience.event(events.FlowDone, carried=Encoded(state, self.policy.trust))
-            case messages.Stopped(seq, state):
-                self._audience.seq, self.last = seq, (state, time.monotonic())
-                event = self._audience.event(events.FlowStopped, carried=Encoded(state, self.policy.trust))
+                kind = events.FlowDone if isinstance(end, messages.Done) else events.FlowStopped
+                event = self._audience.event(kind, carried=Encoded(state, self.policy.trust))
             case messages.Failed(seq, reason):
                 self._audience.seq = seq
                 event = self._audience.event(events.FlowError, carried=Encoded(reason, self.policy.trust))
@@ -322,11 +326,12 @@ class Runner:
 
     def _launch(self) -> None:
         try:
-            self._link, ends = Link.make(self.home.next_key(self))
+            self._link, ends = Link.make()
         except OSError as error:
             self.home.loop.post(partial(self.feed, core.LaunchFailed(f"no pipes: {error.strerror}")))
             return
         link, held = self._link, Held()
+        link.key = self.home.next_key(self)
         self._inbox.attach(link)
         self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held), held)
         self.home.engine.launch(link.key, ends)
@@ -374,9 +379,14 @@ class Runner:
                 self._inbox.give_up(call)
                 call.fail(FlowCrashed(self.name, cause))
 
+    def _forget(self) -> None:
+        self.gone.set()
+        self.home.forget(self)
+
     def forget(self) -> None:
         """In a forked child: let the copies of the fds go."""
         if link := self._link:
+            self._link = None
             link.forget()
 
     def _broken(self, link: Link, why: str) -> None:
@@ -385,10 +395,3 @@ class Runner:
 
     def _watch_room(self, fd: int) -> None:
         self.home.loop.watch_writable(fd, self._outbox.pump)
-
-
-def _raised(data: bytes) -> StepRaised:
-    value = payload.decode(data, trust="data")
-    if not isinstance(value, StepRaised):
-        raise ProtocolError("an error that is none")
-    return value

@@ -1,10 +1,13 @@
 """Frozen options, checked where they are given."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 Restart: TypeAlias = Literal["permanent", "transient", "temporary"]
 Trust: TypeAlias = Literal["pickle", "data"]
+
+LONGEST: Final = 2_000_000.0
+"""Seconds, 23 days: poll(2) counts milliseconds in 31 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,5 +44,5 @@ def seconds(name: str, value: object) -> None:
     """Raises for what is no number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} must be a number of seconds")
-    if not value >= 0:
-        raise ValueError(f"{name}={value!r} must not be negative")
+    if not 0 <= value <= LONGEST:
+        raise ValueError(f"{name}={value!r} must be between 0 and {LONGEST:,.0f} seconds")

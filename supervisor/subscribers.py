@@ -2,14 +2,15 @@
 
 import inspect
 import logging
+import os
 import queue
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count
 from typing import Any, Final, Protocol
 
-from caravela.errors import FlowNotRunning
+from caravela.errors import FlowNotRunning, SupervisorForked
 
 from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
 
@@ -23,6 +24,9 @@ NOTIFY_KINDS: Final[tuple[type[Event], ...]] = (FlowState, *TERMINAL[:2])
 
 DEFAULT_KINDS: Final[tuple[type[Event], ...]] = (FlowState, *TERMINAL, FlowRestarted)
 
+LASTING: Final[tuple[type[Event], ...]] = (*TERMINAL, FlowRestarted, FlowStarted)
+"""Never dropped by a :class:`Subscription`."""
+
 
 class Sink(Protocol):
     kinds: tuple[type[Event], ...]
@@ -34,9 +38,15 @@ class Sink(Protocol):
 
 def interest(sinks: "list[Sink]") -> int:
     """What a worker must send for them: 0 ends only, 1 states, 2 also steps entered."""
-    if any(StepEntered in sink.kinds for sink in sinks):
+    if any(issubclass(StepEntered, sink.kinds) for sink in sinks):
         return 2
-    return int(any(FlowState in sink.kinds for sink in sinks))
+    return int(any(issubclass(FlowState, sink.kinds) for sink in sinks))
+
+
+def lagged(before: Lagged | None, event: Event, more: int = 1) -> Lagged:
+    """``event`` is missing, with ``more - 1`` others, besides what is already."""
+    n = more + (before.n if before else 0)
+    return Lagged(n=n, flow_id=event.flow_id, tag=event.tag, incarnation=event.incarnation, seq=event.seq)
 
 
 # ------------------------------------------------------------------ ours: bounded, coalescing
@@ -45,69 +55,101 @@ def interest(sinks: "list[Sink]") -> int:
 class Subscription:
     """The events of one flow (or of all flows of a supervisor), in order.
 
-    Holds at most ``maxsize`` events: beyond that the newest state takes the place of the last one waiting and
-    ``Lagged(n)`` before it says how many are missing. Ends and restarts are never dropped. Iterating stops after
-    ``close()`` and, for one flow, after its terminal event.
+    Holds at most ``maxsize`` events. Beyond that the newest state of a flow takes the place of the last one that
+    waits (one for each incarnation is always kept), anything else is dropped, and ``Lagged(n)`` says where and how
+    many are missing. Starts, restarts and ends are never dropped. Iterating stops after ``close()`` and, for one flow,
+    at its end, whether or not ``kinds`` asks for the terminal event.
     """
 
     def __init__(
         self, kinds: tuple[type[Event], ...], maxsize: int, closed: Callable[["Subscription"], None], *, of_one: bool
     ) -> None:
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise TypeError(f"kinds holds {kind!r}; allowed are classes of events")
         if type(maxsize) is not int:
             raise TypeError(f"maxsize={maxsize!r} must be an int")
         if maxsize < 1:
             raise ValueError(f"maxsize={maxsize} must be at least 1")
-        self.kinds = kinds
+        self.kinds = (*kinds, *TERMINAL)
+        self._wanted = kinds
         self._maxsize = maxsize
         self._closed_by = closed
         self._of_one = of_one
-        self._events: deque[Event] = deque()
+        self._events: OrderedDict[int, tuple[Lagged | None, Event]] = OrderedDict()
+        """By number of arrival, each with what was dropped before it."""
+        self._newest: dict[tuple[str, int], int] = {}
+        """The number of the newest state that waits, by flow and incarnation."""
+        self._dropped: Lagged | None = None
+        """What was dropped behind the last that waits."""
+        self._numbers = count()
         self._change = threading.Condition(threading.Lock())
         self._over = False
+        self._pid = os.getpid()
 
     def offer(self, event: Event) -> None:
         with self._change:
             if self._over:
                 return
-            if len(self._events) < self._maxsize or isinstance(event, (*TERMINAL, FlowRestarted, FlowStarted)):
-                self._events.append(event)
-            else:
-                self._squeeze(event)
-            if self._of_one and isinstance(event, TERMINAL):
-                self._over = True
-            self._change.notify()
+            if isinstance(event, self._wanted):
+                self._take_in(event)
+            self._over = self._of_one and isinstance(event, TERMINAL)
+            self._change.notify_all()
 
-    def _squeeze(self, event: Event) -> None:
-        """Full: one event goes, and ``Lagged`` before the place where it stood counts it."""
-        events = self._events
-        latest = isinstance(event, FlowState) and isinstance(events[-1], FlowState)
-        if latest:
-            events.pop()
-        missing = 1
-        if events and isinstance(events[-1], Lagged):
-            missing += events.pop().n  # type: ignore[attr-defined]  # isinstance does not narrow an item
-        events.append(
-            Lagged(n=missing, flow_id=event.flow_id, tag=event.tag, incarnation=event.incarnation, seq=event.seq)
-        )
-        if latest:
-            events.append(event)
+    def _take_in(self, event: Event) -> None:
+        if len(self._events) >= self._maxsize and not isinstance(event, LASTING):
+            if not isinstance(event, FlowState):
+                self._dropped = lagged(self._dropped, event)
+                return
+            last = self._newest.get((event.flow_id, event.incarnation))
+            if last is not None:
+                before, state = self._events.pop(last)
+                self._dropped = lagged(self._dropped, state, before.n + 1 if before else 1)
+        number = next(self._numbers)
+        self._events[number] = self._dropped, event
+        self._dropped = None
+        if isinstance(event, FlowState):
+            self._newest[event.flow_id, event.incarnation] = number
+
+    def _next(self) -> Event | None:
+        if not self._events:
+            dropped, self._dropped = self._dropped, None
+            return dropped
+        number, (before, event) = self._events.popitem(last=False)
+        if before is not None:
+            self._events[number] = None, event
+            self._events.move_to_end(number, last=False)
+            return before
+        place = event.flow_id, event.incarnation
+        if self._newest.get(place) == number:
+            del self._newest[place]
+        return event
+
+    def _some(self) -> bool:
+        return bool(self._events or self._dropped or self._over)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise SupervisorForked(self._pid)
 
     def get(self, timeout: float | None = None) -> Event:
         """The next event. ``queue.Empty`` after ``timeout`` seconds; ``FlowNotRunning`` where none will ever come."""
+        self._check_process()
         with self._change:
-            if not self._change.wait_for(lambda: self._events or self._over, timeout):
+            if not self._change.wait_for(self._some, timeout):
                 raise queue.Empty
-            if not self._events:
+            if (event := self._next()) is None:
                 raise FlowNotRunning("", "this subscription has ended")
-            return self._events.popleft()
+            return event
 
     def __iter__(self) -> Iterator[Event]:
         while True:
+            self._check_process()
             with self._change:
-                self._change.wait_for(lambda: self._events or self._over)
-                if not self._events:
-                    return
-                event = self._events.popleft()
+                self._change.wait_for(self._some)
+                event = self._next()
+            if event is None:
+                return
             yield event
 
     def __aiter__(self) -> Any:
@@ -115,6 +157,8 @@ class Subscription:
 
     def close(self) -> None:
         """No more events; what waits can still be read. Idempotent."""
+        if self._pid != os.getpid():
+            return  # a copy in a forked child: nothing here is ours
         with self._change:
             self._over = True
             self._change.notify_all()
@@ -133,20 +177,20 @@ class Subscription:
 class QueueSink:
     """Somebody else's queue, never waited for: when it is full the event is dropped, and ``Lagged`` says so later."""
 
-    kinds = NOTIFY_KINDS
+    kinds: tuple[type[Event], ...] = NOTIFY_KINDS
 
     def __init__(self, put: Callable[[Event], object]) -> None:
         self._put = put
-        self._dropped = 0
+        self._dropped: Lagged | None = None
 
     def offer(self, event: Event) -> None:
         try:
             if self._dropped:
-                self._put(Lagged(n=self._dropped, flow_id=event.flow_id, tag=event.tag, incarnation=event.incarnation))
-                self._dropped = 0
+                self._put(self._dropped)
+                self._dropped = None
             self._put(event)
         except queue.Full:
-            self._dropped += 1
+            self._dropped = lagged(self._dropped, event)
         except Exception:
             log.exception("notify= of flow %s raised; the event is lost", event.flow_id)
 
@@ -174,8 +218,9 @@ class Delivery:
                 raise queue.Full
             self._waiting.append((function, event))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="caravela-delivery", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="caravela-delivery", daemon=True)
+                thread.start()  # may raise: then the next event tries again
+                self._thread = thread
             self._change.notify()
 
     def _run(self) -> None:
@@ -187,7 +232,7 @@ class Delivery:
                 function, event = self._waiting.popleft()
             try:
                 function(event)
-            except Exception:
+            except BaseException:  # also a SystemExit: the others' events come through this thread too
                 log.exception("a subscriber of flow %s raised", event.flow_id)
 
     def close(self) -> None:
@@ -201,13 +246,15 @@ class Delivery:
 
 def sink_for(notify: Any, delivery: Delivery) -> Sink:
     """What ``notify=`` accepts: a queue (``put_nowait`` or ``put``) or a callable of one argument."""
-    put = getattr(notify, "put_nowait", None) or getattr(notify, "put", None)
-    if put is not None:
+    polite = hasattr(notify, "put_nowait")
+    put = getattr(notify, "put_nowait" if polite else "put", None)
+    if put is not None and not isinstance(notify, type):
         if inspect.iscoroutinefunction(put) or type(notify).__module__.partition(".")[0] == "asyncio":
             raise NotImplementedError("delivery to an asyncio.Queue comes with AsyncSupervisor")
-        return QueueSink(put)
+        # A mere ``put`` may block (multiprocess.SimpleQueue: while a pipe is full): in no thread but the callables'.
+        return QueueSink(put) if polite else delivery.sink(QueueSink(put).offer)
     if callable(notify):
-        if inspect.iscoroutinefunction(notify):
+        if inspect.iscoroutinefunction(notify) or inspect.iscoroutinefunction(type(notify).__call__):
             raise TypeError(f"notify={notify!r} is an async function; a plain function or a queue is needed")
         return delivery.sink(notify)
     raise TypeError(f"notify={notify!r} must be a queue (with put_nowait or put) or a callable")
@@ -215,9 +262,6 @@ def sink_for(notify: Any, delivery: Delivery) -> Sink:
 
 def publish(sinks: list[Sink], event: Event) -> None:
     """Each subscriber gets an event of its own: what one does to its state no other sees."""
-    kind = type(event)
-    takers = [sink for sink in sinks if kind in sink.kinds]
-    for sink in islice(takers, 1, None):
-        sink.offer(event.for_another())
-    if takers:
-        takers[0].offer(event)
+    takers = [sink for sink in sinks if isinstance(event, sink.kinds)]
+    for place, sink in enumerate(takers):
+        sink.offer(event.for_another() if place else event)

@@ -25,7 +25,8 @@ from .engines.inline import InlineEngine
 from .engines.process import ProcessEngine
 from .events import Event
 from .handle import FlowHandle
-from .loop import Loop
+from .limits import with_enough_fds
+from .loop import Loop, hands_free
 from .runner import Runner
 from .spec import Policy, Restart, Trust, one_of
 from .subscribers import DEFAULT_KINDS, Delivery, Sink, Subscription, sink_for
@@ -99,11 +100,12 @@ class Supervisor:
             if self._state != "new":
                 raise RuntimeError(f"this supervisor is {self._state}; make a new one")
             self._state = "open"
-        self.loop = Loop("caravela-supervisor")
-        self.engine: Engine = ProcessEngine() if self._engine_name == "process" else InlineEngine()
+        with hands_free:
+            self.loop = with_enough_fds(lambda: Loop("caravela-supervisor"))
+            self.engine: Engine = ProcessEngine() if self._engine_name == "process" else InlineEngine()
+            _all.add(self)
         self.loop.post(lambda: self.engine.open(_EngineLoop(self.loop, self._report)))
         self.loop.start()
-        _all.add(self)
         if not private:
             _entered.append(self)
         return self
@@ -133,6 +135,9 @@ class Supervisor:
             self.loop.post(self._close_engine)
             self.loop.thread.join()
             self.delivery.close()
+            for sink in self.sinks:
+                if isinstance(sink, Subscription):
+                    sink.close()
 
     def _end_all(self, event: core.Event) -> None:
         for runner in list(self._runners.values()):
@@ -202,7 +207,7 @@ class Supervisor:
         with self._lock:
             if self._state != "open":
                 raise RuntimeError("this supervisor is closed")
-            if name is not None and any(other.name == name for other in self._runners.values()):
+            if name is not None and any(other.name == name for other in self._living()):
                 raise ValueError(f"name={name!r} is taken by a flow that runs")
             self._runners[runner.id] = runner
             self._empty.clear()
@@ -224,8 +229,9 @@ class Supervisor:
     def get(self, name_or_id: str) -> FlowHandle:
         """A flow that has not ended, by its id or by the ``name`` given to ``start``. Raises ``FlowNotRunning``."""
         self._check_process()
-        runners = self._runners
-        runner = runners.get(name_or_id) or next((r for r in list(runners.values()) if r.name == name_or_id), None)
+        living = self._living()
+        runner = next((r for r in living if r.id == name_or_id), None)
+        runner = runner or next((r for r in living if r.name == name_or_id), None)
         if runner is None:
             raise FlowNotRunning(name_or_id, "no such flow here")
         return FlowHandle(runner, self._check_process)
@@ -233,18 +239,22 @@ class Supervisor:
     def children(self) -> list[FlowHandle]:
         """The flows that have not ended, oldest first."""
         self._check_process()
-        return [FlowHandle(runner, self._check_process) for runner in list(self._runners.values())]
+        return [FlowHandle(runner, self._check_process) for runner in self._living()]
 
     def count_children(self) -> int:
         self._check_process()
-        return len(self._runners)
+        return len(self._living())
+
+    def _living(self) -> list[Runner]:
+        """Oldest first; a flow ends with its terminal event, a moment before its process is gone."""
+        return [runner for runner in list(self._runners.values()) if runner.end is None]
 
     def stop(self, handle: FlowHandle, timeout: float | None = None) -> Any:
         """``handle.stop(timeout)``."""
         return handle.stop(timeout)
 
     def subscribe(self, kinds: tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024) -> Subscription:
-        """The events of all flows, from now on."""
+        """The events of all flows, from now on until the supervisor is closed."""
         self._check_open()
         subscription = Subscription(tuple(kinds), maxsize, self._unsubscribe, of_one=False)
         self._set_sinks([*self.sinks, subscription])
@@ -291,19 +301,22 @@ class Supervisor:
 
     def forked(self) -> None:
         """In a forked child: the parent's pipes must not live on here, or nobody sees the parent die."""
-        if self._state == "open" and hasattr(self, "loop"):
-            self._state = "closed"
-            self.loop.forget()
-            self.engine.forget()
-            for runner in self._runners.values():
-                runner.forget()
+        self._state = "closed"
+        self.loop.forget()
+        self.engine.forget()
+        for runner in self._runners.values():
+            runner.forget()
 
 
 class _EngineLoop:
     """The loop as an engine sees it."""
 
     def __init__(self, loop: Loop, report: Callable[[Report], None]) -> None:
-        self.watch, self.unwatch, self.later, self.report = loop.watch, loop.unwatch, loop.later, report
+        self.watch, self.unwatch, self.later = loop.watch, loop.unwatch, loop.later
+        self._report = report
+
+    def report(self, report: Report) -> None:
+        self._report(report)
 
 
 def _name_of(flow: object) -> str:
@@ -317,6 +330,7 @@ def _name_of(flow: object) -> str:
 
 
 def _after_fork_in_child() -> None:
+    hands_free.release()
     for supervisor in list(_all):
         supervisor.forked()
 
@@ -327,4 +341,4 @@ def _at_exit() -> None:
         supervisor.close()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=hands_free.acquire, after_in_parent=hands_free.release, after_in_child=_after_fork_in_child)

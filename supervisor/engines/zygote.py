@@ -4,6 +4,7 @@ import array
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -78,7 +79,12 @@ def spawn(nofile: int, worker: str) -> Zygote:
             f"from {wire.__name__} import main; main({control}, {nofile}, {worker!r})"
         )
         flags = util._args_from_interpreter_flags()
-        pid = util.spawnv_passfds(os.fsencode(sys.executable), [sys.executable, *flags, "-c", code], [control])
+        # It begins in the host's group: a Ctrl-C must find it deaf before it can say so itself.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        try:
+            pid = util.spawnv_passfds(os.fsencode(sys.executable), [sys.executable, *flags, "-c", code], [control])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
             zygote = Zygote(ours, os.pidfd_open(pid))
         except OSError:  # no fd left: without our end it finds the end of file and goes

@@ -188,7 +188,8 @@ def test_death_is_readable_once_the_worker_is_gone(host: Host) -> None:
 
 
 def test_terminate_and_kill(host: Host) -> None:
-    host.launch(1), host.launch(2)
+    host.launch(1)
+    host.launch(2)
     host.engine.terminate(1)
     host.engine.kill(2)
     assert host.cause(1) == Cause("signal", "SIGTERM")
