@@ -259,7 +259,7 @@ class FlowNotRunning(CaravelaError):
     how: str
 
     def __str__(self) -> str:
-        return f"flow {self.flow!r} is not running: {self.how}"
+        return f"flow {self.flow!r} is not running: {self.how}" if self.flow else self.how
 
 
 @dataclass(eq=False)

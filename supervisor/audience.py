@@ -34,14 +34,18 @@ class Audience:
     def level(self) -> int:
         """What the worker must send for all of them; remembered as told to it."""
         with self._lock:
-            self._level = interest([*self._own, *self._common()])
-            return self._level
+            return self._reckon()
 
     def tune(self, tell: Callable[[int], None]) -> None:
-        """A frame that nobody reads is not sent."""
-        before = self._level
-        if (now := self.level()) != before:
-            tell(now)
+        """A frame that nobody reads is not sent. Told under the lock, so that the last word is the latest."""
+        with self._lock:
+            before = self._level
+            if (now := self._reckon()) != before:
+                tell(now)
+
+    def _reckon(self) -> int:
+        self._level = interest([*self._own, *self._common()])
+        return self._level
 
     def publish(self, kind: Callable[..., Event], **fields: Any) -> None:
         sinks = self._own + self._common()

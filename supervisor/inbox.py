@@ -121,8 +121,9 @@ class Inbox:
             finally:  # what was said before the nonsense counts: perhaps that the flow is done
                 for message in messages:
                     self._receive(link, message)
-        except ProtocolError as error:
-            self._loop.post(partial(self._broken, link, str(error)))
+        except Exception as error:  # a frame can be well-formed and still make no sense
+            why = str(error) if isinstance(error, ProtocolError) else f"{type(error).__name__}: {error}"
+            self._loop.post(partial(self._broken, link, why))
             return False
         return True
 

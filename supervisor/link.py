@@ -50,6 +50,15 @@ class Link:
         poll.register(self.reads, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
 
+    def doing(self) -> str | None:
+        """Where the worker stands, in words; None where the page was closed a moment ago."""
+        try:
+            page = self.page.read()
+        except ValueError:
+            return None
+        where = f"in {page.path}, attempt {page.attempt}" if page.path else "at its beginning"
+        return f"{where}, applying signal {page.executing}" if page.executing else where
+
     def forget(self) -> None:
         """In a forked child: let the copies of the fds go."""
         os.close(self.reads)

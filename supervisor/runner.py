@@ -74,6 +74,7 @@ class Runner:
         self._outbox = Outbox(self._watch_room, home.loop.unwatch_writable)
         self._inbox = Inbox(home.loop, self._receive, self._broken)
         self._link: Link | None = None
+        self._key = 0
         self._audience = Audience(id, tag, sinks, lambda: home.sinks)
         self._lost = 0
         self._turns = Turns(home.loop.post)
@@ -120,15 +121,8 @@ class Runner:
 
     def doing(self) -> str:
         """What the worker was doing last, in words, from the page that it shares."""
-        link = self._link
-        if link is None or not self._child.up:
-            return f"it is {self.status}"
-        try:
-            page = link.page.read()
-        except ValueError:  # closed a moment ago
-            return f"it is {self.status}"
-        where = f"in {page.path}, attempt {page.attempt}" if page.path else "at its beginning"
-        return f"{where}, applying signal {page.executing}" if page.executing else where
+        told = self._link.doing() if self._link and self._child.up else None
+        return told or f"it is {self.status}"
 
     def not_running(self) -> FlowNotRunning:
         return FlowNotRunning(self.name, events.how(self.end))
@@ -136,18 +130,24 @@ class Runner:
     # -------------------------------------------------------------- signals and calls
 
     def tell(self, entry: Sending | Asking, timeout: float) -> None:
-        stopping = isinstance(entry, Sending) and self._child.phase is core.Phase.STOPPING
-        if stopping or not self._outbox.put(entry, self._patience(timeout), self._busy):
-            raise self.not_running()
+        self._put(entry, lambda: self._patience(timeout))
 
     def ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
         """Waits for the answer; reads it itself where nothing stands in the way."""
         deadline = time.monotonic() + timeout
         self._inbox.expect(call)
-        # Whoever holds the reader lock must not wait for room to write: the worker may wait for us to read.
         link = None if self._outbox.waiting else self._inbox.begin_reading()
+
+        def let_go() -> float:
+            """Who reads must not wait for room to write: the worker may be waiting for us to read."""
+            nonlocal link
+            if link is not None:
+                self._inbox.end_reading(link)
+                link = None
+            return self._patience(timeout)
+
         try:
-            self.tell(entry, timeout)
+            self._put(entry, let_go)
             if link is not None:
                 self._inbox.read_for(call, link, deadline)
         except BaseException:
@@ -166,8 +166,13 @@ class Runner:
             raise self.not_running()
         return call.value
 
-    def _patience(self, timeout: float) -> Callable[[], float]:
-        return lambda: 0.0 if self.home.impatient() else timeout
+    def _put(self, entry: Sending | Asking, patience: Callable[[], float]) -> None:
+        stopping = isinstance(entry, Sending) and self._child.phase is core.Phase.STOPPING
+        if stopping or not self._outbox.put(entry, patience, self._busy):
+            raise self.not_running()
+
+    def _patience(self, timeout: float) -> float:
+        return 0.0 if self.home.impatient() else timeout
 
     def _busy(self, waiting: int) -> FlowBusy:
         return FlowBusy(self.name, waiting, self.doing())
@@ -331,7 +336,7 @@ class Runner:
             self.home.loop.post(partial(self.feed, core.LaunchFailed(f"no pipes: {error.strerror}")))
             return
         link, held = self._link, Held()
-        link.key = self.home.next_key(self)
+        link.key = self._key = self.home.next_key(self)
         self._inbox.attach(link)
         self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held), held)
         self.home.engine.launch(link.key, ends)
@@ -377,7 +382,7 @@ class Runner:
                 self._outbox.put_back(Asking(messages.Query(call.id), call))
             else:
                 self._inbox.give_up(call)
-                call.fail(FlowCrashed(self.name, cause))
+                call.fail(FlowCrashed(self.name, self._child.dying or cause))
 
     def _forget(self) -> None:
         self.gone.set()
@@ -390,7 +395,7 @@ class Runner:
             link.forget()
 
     def _broken(self, link: Link, why: str) -> None:
-        if link is self._link:
+        if link.key == self._key:  # also of a worker that has died meanwhile
             self.feed(core.Broken(why))
 
     def _watch_room(self, fd: int) -> None:

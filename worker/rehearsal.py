@@ -19,6 +19,7 @@ from .zygote import Run
 TIMES: Final = 20
 PLAYED: Final = f"{__package__}.played"
 
+
 def prepared() -> Run:
     """What the zygote runs in its workers, warm."""
     boot.known = boot.surroundings()

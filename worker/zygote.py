@@ -82,8 +82,8 @@ def _leave_the_host(control: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # What a killed worker printed is not lost; the stream is a TextIOWrapper.
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            # Whole lines, also with PYTHONUNBUFFERED, and none of a killed worker is lost.
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # a TextIOWrapper
 
 
 def _reset_signals() -> None:
