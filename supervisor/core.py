@@ -200,6 +200,17 @@ class Child:
     published: bool = False
     terminated: bool = False
 
+    @property
+    def status(self) -> str:
+        """In the words of a handle; of a flow that has ended its terminal event knows more."""
+        match self.phase:
+            case Phase.RUNNING | Phase.STOPPING:
+                return self.phase.value
+            case Phase.STARTING if self.incarnation <= 1:
+                return "starting"
+            case _:
+                return "restarting"
+
     def advance(self, event: Event, now: float) -> list[Effect]:
         if self.phase is Phase.ENDED:
             return []

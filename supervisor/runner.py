@@ -108,16 +108,7 @@ class Runner:
             case events.FlowStopped():
                 return "stopped"
             case None:
-                pass
-        match self._child.phase:
-            case core.Phase.RUNNING:
-                return "running"
-            case core.Phase.STOPPING:
-                return "stopping"
-            case core.Phase.STARTING if self._child.incarnation <= 1:
-                return "starting"
-            case _:
-                return "restarting"
+                return self._child.status
 
     def doing(self) -> str:
         """What the worker was doing last, in words, from the page that it shares."""
