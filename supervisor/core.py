@@ -204,8 +204,10 @@ class Child:
     def status(self) -> str:
         """In the words of a handle; of a flow that has ended its terminal event knows more."""
         match self.phase:
-            case Phase.RUNNING | Phase.STOPPING:
-                return self.phase.value
+            case Phase.RUNNING:
+                return "running"
+            case Phase.STOPPING:
+                return "stopping"
             case Phase.STARTING if self.incarnation <= 1:
                 return "starting"
             case _:
