@@ -1,0 +1,50 @@
+"""A host with few fds, also by its hard limit: starts flows until it is refused, then says what it saw."""
+
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+from stubborn import idle
+
+from caravela import BootError, FlowHandle, Supervisor
+
+
+def open_fds() -> set[str]:
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
+def fill(supervisor: Supervisor) -> tuple[list[FlowHandle], str]:
+    handles: list[FlowHandle] = []
+    while True:
+        try:
+            handles.append(supervisor.start(idle))
+        except BootError as refusal:
+            return handles, str(refusal)
+
+
+def main(limit: int) -> Any:
+    before = open_fds()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    with Supervisor(shutdown=1.0) as supervisor:
+        handles, first = fill(supervisor)
+        held = len(open_fds())
+        again = fill(supervisor)
+        same = len(open_fds()) == held and again[0] == []
+        answers = [handle.update(lambda s: {"n": 1}) for handle in handles]
+        handles[0].stop()
+        room = supervisor.start(idle).get_state()
+        children = [supervisor.count_children(), len(supervisor._by_key)]
+    return {
+        "started": len(handles),
+        "refusals": [first, again[1]],
+        "nothing leaked": same,
+        "others": answers == [{"n": 1}] * len(handles),
+        "after one was stopped": room,
+        "children": children,
+        "left": sorted(open_fds() - before),
+    }
+
+
+print(json.dumps(main(int(sys.argv[1]))))
