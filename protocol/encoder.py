@@ -1,6 +1,7 @@
 """Anything to bytes that an :class:`.mirror.Importer` loads: pickle 5 with our reducers, less for simple functions."""
 
 import io
+import os
 import pickle
 import threading
 from types import FunctionType
@@ -18,6 +19,15 @@ from .reducers import reduce
 
 SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
 _dill_lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    """Another thread of the parent may have held it."""
+    global _dill_lock
+    _dill_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _Reducing(Notes):

@@ -6,7 +6,6 @@ from itertools import count
 from typing import Any
 
 _numbers = count(1)
-_finishing = threading.Lock()
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +24,7 @@ class Call:
     ended: bool = False
     """The flow has ended before it could answer."""
     done: bool = False
+    _claim: Any = field(default_factory=threading.Lock)
     _latch: Any = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -47,9 +47,8 @@ class Call:
         self, *, ok: bool = False, value: bytes = b"", error: BaseException | None = None, ended: bool = False
     ) -> None:
         """The first wins: a reader may come with the answer while the loop comes with the end."""
-        with _finishing:
-            if self.done:
-                return
-            self.ok, self.value, self.error, self.ended = ok, value, error, ended
-            self.done = True
+        if not self._claim.acquire(blocking=False):
+            return
+        self.ok, self.value, self.error, self.ended = ok, value, error, ended
+        self.done = True
         self._latch.release()
