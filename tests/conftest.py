@@ -13,6 +13,7 @@ import gc
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -27,6 +28,11 @@ import pytest
 GRACE = 1.0  # seconds
 VARIABLE = "CARAVELA_TEST_TOKEN"
 TOKEN = uuid.uuid4().hex
+
+# ``python -m pytest`` puts the root on the path, where workers would find the test modules and import them by name. What
+# a test wants to be importable, it says.
+ROOT = Path(__file__).parents[1]
+sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
 
 # Added to what is there: under a test that runs pytest itself, our processes are also the outer test's.
 os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')}:{TOKEN}"
