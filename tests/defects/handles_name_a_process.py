@@ -1,5 +1,7 @@
 """A handle stands for the process that was first started, not for the flow."""
 
+from collections.abc import Callable
+
 import pytest
 
 from caravela.supervisor.entries import Asking, Sending
@@ -9,11 +11,11 @@ CASE = "test_after_a_restart_the_handle_works"
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    tell = Runner.tell
+    put = Runner._put
 
-    def tell_the_first(self: Runner, entry: Sending | Asking, timeout: float) -> None:
+    def put_to_the_first(self: Runner, entry: Sending | Asking, patience: Callable[[], float]) -> None:
         if self.incarnation > 1:
             raise self.not_running()
-        tell(self, entry, timeout)
+        put(self, entry, patience)
 
-    patch.setattr(Runner, "tell", tell_the_first)
+    patch.setattr(Runner, "_put", put_to_the_first)
