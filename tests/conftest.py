@@ -29,8 +29,8 @@ GRACE = 1.0  # seconds
 VARIABLE = "CARAVELA_TEST_TOKEN"
 TOKEN = uuid.uuid4().hex
 
-# ``python -m pytest`` puts the root on the path, where workers would find the test modules and import them by name. What
-# a test wants to be importable, it says.
+# ``python -m pytest`` puts the root on the path, where workers would find the test modules and import them by name.
+# What a test wants to be importable, it says.
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
 

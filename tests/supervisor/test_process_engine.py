@@ -342,7 +342,8 @@ def test_a_forked_child_forgets_without_hurting_anybody(host: Host) -> None:
             os._exit(0)
     assert os.read(report, 1) == bytes([3])  # control socket, zygote's pidfd, worker's pidfd
     os.waitpid(child, 0)
-    os.close(report), os.close(tell)
+    os.close(report)
+    os.close(tell)
     host.order(1, "exit 7")
     assert host.cause(1) == Cause("exit", "exit code 7")
 
@@ -379,7 +380,9 @@ def test_nothing_is_left_of_a_host_that_is_killed() -> None:
     process.kill()
     assert gone(worker)
     process.wait()
-    process.stdin.close(), process.stdout.close(), os.close(worker)
+    process.stdin.close()
+    process.stdout.close()
+    os.close(worker)
 
 
 def test_another_version_of_the_zygote_is_refused() -> None:
