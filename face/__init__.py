@@ -152,7 +152,8 @@ if not TYPE_CHECKING:  # or type checkers would believe every misspelt name
             globals()[name] = value  # from now on found without asking here
             return value
         if name in _PLANNED:
-            raise AttributeError(f"caravela.{name} comes with a later version; there is caravela.{_PLANNED[name]} now")
+            # No AttributeError: ``from caravela import …`` would put its own words in place of these.
+            raise ImportError(f"caravela.{name} comes with a later version; there is caravela.{_PLANNED[name]} now")
         raise AttributeError(f"module 'caravela' has no attribute {name!r}")
 
     def __dir__() -> list[str]:

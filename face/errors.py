@@ -165,7 +165,8 @@ class Cause:
     ``kind`` is one of ``signal``, ``exit``, ``raised``, ``boot``, ``protocol``, ``zygote_lost``, ``unknown``, and
     ``ended`` where a permanent flow finished or failed.
     ``detail`` is the text for people: ``SIGSEGV``, ``exit code 7``, ``ValueError: …``.
-    ``path`` and ``attempt`` say where the flow stood, as far as its last status tells.
+    ``path`` and ``attempt`` say where the flow stood, as far as its last status tells. ``spent`` says why it was not
+    started again, where it might have been.
     """
 
     kind: str
@@ -173,10 +174,12 @@ class Cause:
     path: str = ""
     attempt: int = 0
     error: StepRaised | None = None
+    spent: str = ""
 
     def __str__(self) -> str:
         where = f" in {self.path}" if self.path else ""
-        return f"{self.detail}{where}"
+        spent = f"; {self.spent}" if self.spent else ""
+        return f"{self.detail}{where}{spent}"
 
 
 # ------------------------------------------------------------------ errors of calls
@@ -275,14 +278,18 @@ class FlowFailed(CaravelaError):
 
 @dataclass(eq=False)
 class FlowCrashed(CaravelaError):
-    """The worker died. ``outcome="unknown"``: the call under way was written, perhaps applied, never answered."""
+    """The worker died. ``outcome="unknown"``: the call under way was written, perhaps applied, never answered.
+
+    Empty where there was none: ``result()`` of a flow that has crashed and may not restart.
+    """
 
     flow: str
     cause: Cause | None
     outcome: str = "unknown"
 
     def __str__(self) -> str:
-        return f"flow {self.flow!r} crashed: {self.cause} (outcome of the call: {self.outcome})"
+        outcome = f" (outcome of the call: {self.outcome})" if self.outcome else ""
+        return f"flow {self.flow!r} crashed: {self.cause}{outcome}"
 
 
 @dataclass(eq=False)

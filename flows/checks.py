@@ -116,6 +116,11 @@ def check_name(name: object) -> None:
     Place("flow").word("name", name)
 
 
+def check_signal(what: str, function: object) -> None:
+    """A function that is sent: runs between two events, so it may neither wait nor yield."""
+    Place(what).function("function", function, "state", more=True)
+
+
 def check_signals(flow: str, signals: object) -> None:
     place = Place(f"flow {flow!r}")
     if not isinstance(signals, Mapping):

@@ -10,7 +10,7 @@ Readiness is an event, so a slow boot holds up nobody. Death is told by ``Exited
 worker could still send: an end that was announced and then killed is that end, not a crash.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, TypeAlias, assert_never
 
@@ -304,7 +304,9 @@ class Child:
             return self._boot_again(cause, now)
         history = Budget(self.policy.max_restarts, self.policy.max_seconds).charge(self.history, now)
         if history is None:
-            return self._publish(GaveUp(cause))
+            policy = self.policy
+            spent = f"max_restarts={policy.max_restarts} within {policy.max_seconds:g} s are spent"
+            return self._publish(GaveUp(replace(cause, spent=spent)))
         self.history = history
         return [Died(cause), *self._launch(now)]
 
@@ -312,7 +314,7 @@ class Child:
         self.boot_failures += 1
         delay = boot_delay(self.boot_failures)
         if delay is None:
-            return self._publish(GaveUp(cause))
+            return self._publish(GaveUp(replace(cause, spent=f"{self.boot_failures} boots in a row have failed")))
         self.phase = Phase.BACKOFF
         self.deadline = now + delay
         return [Died(cause)]

@@ -6,6 +6,7 @@ from typing import Any
 
 from caravela.errors import Cause, FlowCrashed, FlowFailed, FlowTimeout, SignalFailed, StepRaised
 
+from ..flows.checks import check_signal
 from ..protocol import messages, payload
 from ..protocol.functions import export
 from .calls import Call
@@ -125,6 +126,8 @@ class FlowHandle:
     def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
         if not (callable(function) or isinstance(function, str)):
             raise TypeError(f"{what} takes a function or the name of a declared signal, not {function!r}")
+        if not isinstance(function, str):
+            check_signal(what, function)
         return Sending(export(function, what=what), export(args, what=f"arguments of {what}") if args else None)
 
     def _decode(self, value: bytes) -> Any:
@@ -144,6 +147,8 @@ class FlowHandle:
     def wait(self, timeout: float | None = None) -> Terminal:
         """Until the flow has ended: its terminal event. Raises ``FlowTimeout``; a second call returns the same."""
         self._check()
+        if timeout is not None:
+            seconds("timeout", timeout)
         runner = self._runner
         if not runner.ended.wait(timeout):
             raise FlowTimeout("wait", self.name, timeout or 0.0, runner.doing())
@@ -156,7 +161,7 @@ class FlowHandle:
             case FlowDone(state):
                 return state
             case FlowError(Cause() as cause):
-                raise FlowCrashed(self.name, cause, "the flow has ended")
+                raise FlowCrashed(self.name, cause, "")
             case FlowError(reason):
                 raise FlowFailed(self.name, reason)
             case FlowStopped():
@@ -169,6 +174,8 @@ class FlowHandle:
         flow ends all the same).
         """
         self._check()
+        if timeout is not None:
+            seconds("timeout", timeout)
         runner = self._runner
         runner.stop()
         if not runner.gone.wait(timeout):

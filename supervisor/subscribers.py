@@ -61,6 +61,8 @@ class Subscription:
     at its end, whether or not ``kinds`` asks for the terminal event.
     """
 
+    __caravela_unportable__ = "a subscription stays in the process of its supervisor"
+
     def __init__(
         self, kinds: tuple[type[Event], ...], maxsize: int, closed: Callable[["Subscription"], None], *, of_one: bool
     ) -> None:

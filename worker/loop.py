@@ -29,6 +29,9 @@ SLOW: Final = 0.050
 FUEL: Final = 64
 """Transitions between two looks at the pipe."""
 
+_LONGEST_LOOK: Final = 2**31 - 1
+"""Milliseconds that ``poll`` can count, 24.8 days; a longer pause is slept in pieces."""
+
 _LONGEST: Final = 64 * 2**10
 """Characters of an error's text that travel."""
 
@@ -94,7 +97,7 @@ class Loop:
         deadline = self._machine.deadline
         if self._inbox and not self._machine.saturated:
             return 0
-        return None if deadline is None else max(0, math.ceil((deadline - now) * 1000))
+        return None if deadline is None else max(0, math.ceil(min((deadline - now) * 1000, _LONGEST_LOOK)))
 
     def _wait(self, patience: float | None) -> bool:
         """Reads and writes what can be; returns whether bodies are done."""

@@ -24,8 +24,6 @@ from .server import Service, serving
 
 PATIENCE = 15.0
 """Seconds without any notification after which something must be wrong."""
-STRIDE = 50
-"""The import's notifications get a line each time so many more books are in."""
 
 
 class Failed(Exception):
@@ -75,8 +73,8 @@ class Importing:
                 # First the kill, then the words: printing may be slow, and the worker goes on meanwhile.
                 if self._killed_at is None and done * 3 >= self._total and self.handle.pid is not None:
                     self._kill(self.handle.pid, done, screen)
-                elif done % STRIDE == 0:
-                    screen.line(self.name, Mark.NOTE, f"inserted {done} of {self._total}")
+                else:
+                    screen.line(self.name, Mark.NOTE, f"inserted {done} of {self._total}", fleeting=True)
 
     def _kill(self, pid: int, done: int, screen: Screen) -> None:
         os.kill(pid, signal.SIGKILL)

@@ -43,7 +43,9 @@ class Screen:
     def __init__(self, out: TextIO) -> None:
         self.began = time.monotonic()
         self._out = out
-        self._colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._fleeting = False
+        self._moves = out.isatty() and os.environ.get("TERM") != "dumb"
+        self._colour = self._moves and not os.environ.get("NO_COLOR")
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -54,14 +56,15 @@ class Screen:
         self.write(f"{self.paint(BOLD, text)}{'  ' if rest else ''}{self.paint(DIM, rest)}")
         self.write("")
 
-    def line(self, who: str, mark: Mark, text: str) -> None:
-        """Something happened, now."""
+    def line(self, who: str, mark: Mark, text: str, *, fleeting: bool = False) -> None:
+        """Something happened, now. ``fleeting``: on a terminal the next line takes its place."""
         sign, colour = mark.value
         when = self.paint(DIM, f"{self.elapsed():8.3f} s")
         loud = mark in (Mark.KILL, Mark.BACK)
         self.write(
             f"{when}  {short(who):<{WHO}}  {self.paint(colour, sign)} {self.paint(colour, text) if loud else text}"
         )
+        self._fleeting = fleeting and self._moves
 
     def row(self, head: str, text: str) -> None:
         self.write(f"  {self.paint(DIM, f'{head:<10}')}{text}")
@@ -71,7 +74,9 @@ class Screen:
         self.write(f"  {self.paint(colour, sign)} {text}")
 
     def write(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        over = "\x1b[A\x1b[2K" if self._fleeting else ""
+        self._fleeting = False
+        print(over + text, file=self._out, flush=True)
 
     def paint(self, colour: str, text: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and text else text

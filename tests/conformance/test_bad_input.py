@@ -391,3 +391,32 @@ def test_a_reason_that_is_not_trusted_does_not_hide_the_end(supervise: Callable[
         handle.get_state()
     with pytest.raises(UndecodableState, match="not trusted"):
         handle.result()
+
+
+# ------------------------------------------------------------------ calls
+
+
+async def waits(state: State) -> State:
+    return state
+
+
+def yields(state: State) -> Any:
+    yield state
+
+
+@pytest.mark.parametrize("function", [waits, yields, lambda: None])
+@pytest.mark.parametrize("call", ["signal", "update"])
+def test_a_signal_that_waits_yields_or_takes_nothing(supervisor: Supervisor, call: str, function: Any) -> None:
+    handle = supervisor.start(idle)
+    with pytest.raises(TypeError, match=f"{call}: function="):
+        getattr(handle, call)(function)
+    assert handle.get_state() == handle.last_state
+
+
+@pytest.mark.parametrize("call", ["get_state", "wait", "result", "stop"])
+@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), ("x", TypeError), (1e9, ValueError)])
+def test_a_timeout_that_is_none(supervisor: Supervisor, call: str, timeout: Any, error: type[Exception]) -> None:
+    handle = supervisor.start(idle)
+    with pytest.raises(error, match="timeout="):
+        getattr(handle, call)(timeout=timeout)
+    assert handle.status == "running"

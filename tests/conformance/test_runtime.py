@@ -34,6 +34,7 @@ from caravela import (
     flow,
     run,
     set_state,
+    wait,
     wait_until,
 )
 
@@ -618,3 +619,10 @@ def run_threads(works: list[Callable[[], None]]) -> None:
 def test_a_body_returns_ok_of_another_type(supervisor: Supervisor) -> None:
     made = flow("typed", run(lambda state: Ok([state])), initial_state=1)
     assert supervisor.start(made).result(SOON) == [1]
+
+
+@pytest.mark.parametrize("ms", [3e9, 1e18, 1e300])
+def test_a_pause_longer_than_poll_can_count(supervisor: Supervisor, ms: float) -> None:
+    handle = supervisor.start(flow("long", wait(ms), initial_state={"n": 0}))
+    assert handle.update(lambda state: state | {"n": 1}) == {"n": 1}
+    assert handle.incarnation == 1

@@ -340,7 +340,9 @@ def test_the_job_ends_well(seed: int, tmp_path: Path) -> None:
     assert not run.stderr
     assert "\x1b" not in run.stdout
     assert "SIGKILL" in run.stdout
-    assert run.stdout.count("\n") <= 120
+    assert (
+        len(re.findall(r"inserted \d+ of 350", run.stdout)) > 300
+    )  # a line for every notification, where nothing moves
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """The pure machine of one supervised flow: whole lives as tables, no process and no clock."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ STOPPED = messages.Stopped(3, b"stopped")
 ERROR = StepRaised("ValueError", "no", path="run[1]", attempt=2)
 
 KILLED = Cause("signal", "SIGKILL")
+
+
+def spent(max_restarts: int) -> str:
+    return f"max_restarts={max_restarts} within 5 s are spent"
+
+
 SEGV = Cause("signal", "SIGSEGV")
 EXIT_0 = Cause("exit", "exit code 0")
 EXIT_7 = Cause("exit", "exit code 7")
@@ -152,7 +159,7 @@ def test_cannot_boot_at_a_restart(restart: str, failure: str) -> None:
         assert play(child, Tick(), now=now + delay * 0.99) == []
         now, incarnation = now + delay, incarnation + 1
         assert play(child, Tick(), now=now) == [Launch(incarnation)]
-    assert end(child, *events, now=now) == GaveUp(cause)
+    assert end(child, *events, now=now) == GaveUp(replace(cause, spent="5 boots in a row have failed"))
 
 
 def test_a_boot_that_works_starts_the_count_anew() -> None:
@@ -215,18 +222,18 @@ def test_more_than_max_restarts_within_max_seconds_end_the_flow() -> None:
     child = running(max_restarts=3, max_seconds=5.0)
     for now in (1.0, 2.0, 3.0):
         assert crash(child, now) == [Died(KILLED), Launch(int(now) + 1)]
-    assert crash(child, 4.0) == [Publish(GaveUp(KILLED)), Forget()]
+    assert crash(child, 4.0) == [Publish(GaveUp(replace(KILLED, spent=spent(3)))), Forget()]
 
 
 def test_the_window_slides() -> None:
     child = running(max_restarts=2, max_seconds=5.0)
     for now in (0.0, 3.0, 5.1, 8.1, 10.2, 13.2):
         assert crash(child, now)[-1] == Launch(child.incarnation)
-    assert crash(child, 15.2)[0] == Publish(GaveUp(KILLED))
+    assert crash(child, 15.2)[0] == Publish(GaveUp(replace(KILLED, spent=spent(2))))
 
 
 def test_without_restarts_the_first_crash_is_the_end() -> None:
-    assert end(running(max_restarts=0), Exited(KILLED)) == GaveUp(KILLED)
+    assert end(running(max_restarts=0), Exited(KILLED)) == GaveUp(replace(KILLED, spent=spent(0)))
 
 
 def test_restarts_of_a_permanent_flow_count_too() -> None:
@@ -234,7 +241,7 @@ def test_restarts_of_a_permanent_flow_count_too() -> None:
     for _ in range(3):
         play(child, Ended(DONE), Exited(EXIT_0), Ready())
     assert child.incarnation == 4 and child.phase is Phase.RUNNING
-    assert end(child, Ended(FAILED), Exited(EXIT_0)) == GaveUp(Cause("ended", "failed"))
+    assert end(child, Ended(FAILED), Exited(EXIT_0)) == GaveUp(Cause("ended", "failed", spent=spent(3)))
 
 
 @pytest.mark.parametrize("restart", ["transient", "permanent"])
@@ -245,7 +252,7 @@ def test_a_lost_zygote_is_never_charged(restart: str) -> None:
     assert play(child, Ready()) == [Up(None)]
     for incarnation in range(20, 40):
         assert play(child, Exited(LOST), Ready()) == [Died(LOST), Launch(incarnation), Up(LOST)]
-    assert end(child, Exited(KILLED)) == GaveUp(KILLED)
+    assert end(child, Exited(KILLED)) == GaveUp(replace(KILLED, spent=spent(0)))
 
 
 def test_a_temporary_flow_is_not_restarted_by_a_lost_zygote() -> None:
@@ -255,7 +262,7 @@ def test_a_temporary_flow_is_not_restarted_by_a_lost_zygote() -> None:
 
 def test_a_worker_that_crashed_before_its_zygote_was_lost_is_charged() -> None:
     assert end(running(max_restarts=0), Crashed(ERROR), Exited(LOST)) == GaveUp(
-        Cause("raised", "ValueError: no", "run[1]", 2, ERROR)
+        Cause("raised", "ValueError: no", "run[1]", 2, ERROR, spent(0))
     )
 
 

@@ -111,6 +111,35 @@ def _of_list(shape):
     return [area(item) for item in shape]
 
 
+def local_dispatcher():
+    @functools.singledispatch
+    def depth(item):
+        return 0
+
+    @depth.register
+    def _(item: list):
+        return 1 + max(map(depth, item), default=0)
+
+    return depth
+
+
+class Printer:
+    mark = "!"
+
+    @functools.singledispatchmethod
+    def show(self, item):
+        return f"{item}{self.mark}"
+
+    @show.register
+    def _(self, item: list):
+        return [self.show(inner) for inner in item]
+
+    @functools.singledispatchmethod
+    @classmethod
+    def kind(cls, item):
+        return cls.__name__
+
+
 @contextlib.contextmanager
 def managed(value):
     yield value + 1
@@ -335,6 +364,11 @@ def cases():
     )
     yield "lru_cache", [(fib, (20,), 6765), (lambda: fib(10) + fib.cache_parameters()["maxsize"], (), 62)]
     yield "singledispatch", [(area, ([2, "x"],), [4, "unknown"]), (lambda: area(3), (), 9)]
+    yield "a local singledispatch", [(local_dispatcher(), ([[1]],), 2), (lambda f: f([2]), (local_dispatcher(),), 1)]
+    yield (
+        "singledispatchmethod",
+        [(lambda: Printer().show([1, "a"]), (), ["1!", "a!"]), (Printer.kind, (1,), "Printer")],
+    )
     yield "contextmanager", [(use_managed, (1,), 2)]
     yield (
         "classes",
