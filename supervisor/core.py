@@ -306,7 +306,7 @@ class Child:
         if history is None:
             policy = self.policy
             spent = f"max_restarts={policy.max_restarts} within {policy.max_seconds:g} s are spent"
-            return self._publish(GaveUp(replace(cause, spent=spent)))
+            return self._give_up(spent)
         self.history = history
         return [Died(cause), *self._launch(now)]
 
@@ -314,10 +314,15 @@ class Child:
         self.boot_failures += 1
         delay = boot_delay(self.boot_failures)
         if delay is None:
-            return self._publish(GaveUp(replace(cause, spent=f"{self.boot_failures} boots in a row have failed")))
+            return self._give_up(f"{self.boot_failures} boots in a row have failed")
         self.phase = Phase.BACKOFF
         self.deadline = now + delay
         return [Died(cause)]
+
+    def _give_up(self, spent: str) -> list[Effect]:
+        assert self.cause is not None
+        self.cause = replace(self.cause, spent=spent)
+        return self._publish(GaveUp(self.cause))
 
     def _publish(self, end: End) -> list[Effect]:
         self.published = True

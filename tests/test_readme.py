@@ -12,10 +12,10 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "testing"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "starting", "testing"])
 @pytest.mark.parametrize("way", ["script", "stdin"])
 def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
     if way == "script":
@@ -28,7 +28,9 @@ def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     if "SimpleQueue" in example:
         assert "'dirty': 'processing'" in done.stdout
-        assert done.stdout.endswith("synced: abc\n")
+        assert "{'dirty': False, 'book_id': 'abc', 'pushed': 'abc'}" in done.stdout.splitlines()[-1]
+    if "lottery" in example:
+        assert re.fullmatch(r"\{'go': True, 'up_to': 6, 'number': [0-5]\}\n", done.stdout)
 
 
 def test_first_flow_is_short() -> None:

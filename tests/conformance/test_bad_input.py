@@ -210,7 +210,7 @@ def test_arguments_of_a_handle(supervisor: Supervisor) -> None:
 
 
 def test_what_comes_later_says_so() -> None:
-    with pytest.raises(AttributeError, match="AsyncSupervisor comes with a later version"):
+    with pytest.raises(ImportError, match="AsyncSupervisor comes with a later version"):
         getattr(caravela, "AsyncSupervisor")  # noqa: B009 - type checkers know that it is not there
     with pytest.raises(NotImplementedError, match="executor='process'"):
         flow("later", run(lambda _: None, executor="process"))  # type: ignore[arg-type]
