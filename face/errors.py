@@ -207,7 +207,8 @@ class LimitExceeded(CaravelaError, ValueError):
 
     def __str__(self) -> str:
         size = f"{self.size:,}" if self.size > self.limit else f"more than {self.limit:,}"
-        return f"{self.what} has {size} {self.unit}; the limit is {self.limit:,}"
+        unit = "levels (or is cyclic)" if self.unit == "levels" else self.unit
+        return f"{self.what} has {size} {unit}; the limit is {self.limit:,}"
 
 
 @dataclass(eq=False)

@@ -16,12 +16,10 @@ from caravela.errors import NotPortable
 from .codes import known
 from .homes import home
 from .importable import importable, located
-from .pickles import UNPORTABLE
+from .stays import OWNERS_OF_LOCKS, why_it_stays
 
 STEPS = 100
 """The longest path that is followed."""
-OWNERS_OF_LOCKS = frozenset({"threading", "queue", "socket", "sqlite3", "asyncio.locks", "asyncio.queues"})
-"""Modules whose objects are to blame themselves, not the lock inside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,8 @@ def blame(value: Any, what: str, error: BaseException, attempt: Callable[[Any], 
     path = _Path(what)
     seen = {id(value): value}
     for _ in range(STEPS):
+        if (stays := why_it_stays(value)) is not None:
+            return NotPortable(str(path), stays)
         if type(value).__module__ in OWNERS_OF_LOCKS:
             break
         for inner, part in _safely(_parts(value, path)):
@@ -165,9 +165,6 @@ def _short(item: Any) -> str:
 
 
 def _reason(value: Any, error: BaseException) -> str:
-    why = getattr(type(value), UNPORTABLE, None)
-    if why is not None:
-        return str(why)
     if isinstance(value, io.IOBase):
         return f"an open file ({type(value).__name__}) cannot leave its process"
     if isinstance(error, NotPortable) and type(value).__module__ not in OWNERS_OF_LOCKS:

@@ -1,8 +1,9 @@
 """Functions, flows, states and arguments to bytes for a worker, with what that worker must have first.
 
 ``export`` looks at everything anew, so nothing stale is sent; :class:`Held` then leaves out what one worker has
-already: code, and in its mirrors functions and classes (which go once, by identity) and other globals (which go
-again when their bytes differ from those last sent: what the worker changed in place stays until the host does).
+already: code, and in its mirrors functions and classes (which go once, by identity: what is changed in place later,
+as in ``Cfg.debug = True``, does not follow) and other globals (which go again when their bytes differ from those last
+sent: what the worker changed in place stays until the host does).
 """
 
 import hashlib

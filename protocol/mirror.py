@@ -226,7 +226,8 @@ def dispatcher(importer: Importer) -> Any:
     return functools.singledispatch(_undispatched)
 
 
-def fill_dispatcher(importer: Importer, made: Any, registry: dict[type, Any], attributes: dict[str, Any]) -> None:
+def fill_dispatcher(importer: Importer, made: Any, state: tuple[dict[type, Any], dict[str, Any]]) -> None:
+    registry, attributes = state
     for kind, implementation in registry.items():
         made.register(kind, implementation)
     for name, value in attributes.items():

@@ -59,7 +59,7 @@ def decode(data: bytes, *, trust: Literal["pickle", "data"] = "pickle") -> Any:
     Raises ``UndecodableState``, never anything else. The memory that it takes is not bounded by the payload's limit:
     4 MiB of empty dicts are 551 MB as objects. Who decodes, chooses to; the supervisor's loop never does.
     """
-    pickled = data[:1] == b"\x80" and len(data) > 1
+    pickled = _is_pickle(data)
     if pickled and trust == "data":
         raise UndecodableState('the value is a pickle, and a pickle from a worker is not trusted (trust="data")')
     try:
@@ -68,11 +68,22 @@ def decode(data: bytes, *, trust: Literal["pickle", "data"] = "pickle") -> Any:
         raise UndecodableState(f"the value cannot be decoded: {type(error).__name__}: {error}") from error
 
 
+def _is_pickle(data: bytes) -> bool:
+    return data[:1] == b"\x80" and len(data) > 1
+
+
 class ValueCodec:
-    """:class:`caravela.flows.events.Codec` for states and reasons."""
+    """:class:`caravela.flows.events.Codec` for states and reasons: what was encoded can be decoded."""
 
     def encode(self, value: Any, /) -> bytes:
-        return encode(value)
+        data = encode(value)
+        if _is_pickle(data):  # an exception whose __init__ wants more than its args goes out and never comes back
+            try:
+                decode(data)
+            except UndecodableState as error:
+                why = error.__cause__
+                raise NotPortable("state", f"it cannot be read back: {type(why).__name__}: {why}") from why
+        return data
 
     def decode(self, data: bytes, /) -> Any:
         return decode(data)

@@ -15,17 +15,14 @@ from typing import Any, Final
 
 from caravela.errors import CaravelaError, LimitExceeded, NotPortable
 
-UNPORTABLE: Final = "__caravela_unportable__"
-"""Classes that carry this attribute, a text that says why, do not travel."""
+from .stays import OWNERS_OF_LOCKS, why_it_stays
 
 _SCALARS: Final = frozenset({int, float, complex, bool, str, bytes, bytearray, type(None)})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-_OWNERS_OF_LOCKS: Final = frozenset({"threading", "queue", "socket", "sqlite3", "asyncio.locks", "asyncio.queues"})
-"""Modules whose objects are to blame themselves, not the lock inside them."""
 
 
 class _Unportable(Exception):
-    """Inside this file: a class said that it does not travel."""
+    """Inside this file: something that pickle would copy does not travel."""
 
 
 class _TooLong(Exception):
@@ -46,7 +43,7 @@ class _Bounded(io.BytesIO):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any, /) -> Any:
-        if hasattr(type(obj), UNPORTABLE):
+        if why_it_stays(obj) is not None:
             raise _Unportable
         return NotImplemented
 
@@ -95,7 +92,9 @@ def _blame(value: Any, what: str, error: Exception) -> NotPortable:
         if type(item) in _SCALARS or id(item) in seen:
             continue
         seen[id(item)] = item
-        if type(item).__module__ in _OWNERS_OF_LOCKS and not isinstance(item, BaseException):
+        if (stays := why_it_stays(item)) is not None:
+            return NotPortable(path, stays)
+        if type(item).__module__ in OWNERS_OF_LOCKS and not isinstance(item, BaseException):
             return NotPortable(path, _cannot_leave(item))
         alone = _Alone(item)
         try:
@@ -156,13 +155,12 @@ def _attributes(item: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _reason(item: Any, error: Exception) -> str:
-    if isinstance(error, _Unportable):
-        return str(getattr(type(item), UNPORTABLE))
     if isinstance(item, io.IOBase):
         return f"an open file ({type(item).__name__}) cannot leave its process"
     if isinstance(item, (type, FunctionType)):
         kind = "class" if isinstance(item, type) else "function"
-        return f"the {kind} {item.__module__}.{item.__qualname__} cannot be found under its name"
+        local = ": a function made it; move it to the head of the module" if "<locals>" in item.__qualname__ else ""
+        return f"the {kind} {item.__module__}.{item.__qualname__} cannot be found under its name{local}"
     if isinstance(error, TypeError) and "cannot pickle" in str(error):
         return _cannot_leave(item)
     return f"{_article(type(item).__qualname__)} cannot be pickled: {type(error).__name__}: {error}"

@@ -37,7 +37,7 @@ from . import mirror
 from .codes import ByIdentity, numbers
 from .importable import importable, located
 from .notes import Notes
-from .pickles import UNPORTABLE
+from .stays import why_it_stays
 
 _dispatching = typing.cast("FunctionType", functools.singledispatch(len)).__code__
 _dump_of_abc = vars(abc)["_get_dump"]
@@ -89,8 +89,9 @@ def reduce(notes: Notes, value: Any) -> Any:
         return _class(notes, value)
     if id(value) in _SENTINELS:
         return mirror.imported, ("dataclasses", _SENTINELS[id(value)])
-    if hasattr(kind, UNPORTABLE):
-        raise NotPortable(kind.__name__, str(getattr(kind, UNPORTABLE)))
+    stays = why_it_stays(value)
+    if stays is not None:
+        raise NotPortable(kind.__name__, stays)
     if hasattr(kind, "__caravela_name__"):
         place = value.__caravela_name__()
         return (mirror.imported, place) if place is not None and importable(place[0]) else NotImplemented
@@ -131,7 +132,7 @@ def bare_function(value: FunctionType) -> Bare | Call:
 
 def rest_of_function(value: FunctionType) -> Call:
     if value.__code__ is _dispatching:
-        return Call(mirror.fill_dispatcher, (value, *_dispatch_state(value)))
+        return Call(mirror.fill_dispatcher, (value, _dispatch_state(value)))
     return Call(mirror.fill, (value, _function_state(value)))
 
 

@@ -1,11 +1,14 @@
 """What stands in for a body in a simulation, and how long it takes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..flows.events import StartTask
+from ..flows.flat import spell
+from ..flows.flow import Flow
 from ..flows.outcomes import UNSET
+from ..flows.steps import Each, Parallel, Race, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,16 @@ Bodies: TypeAlias = Mapping[Any, Stand]
 """By the body itself, its ``__name__``, or the path of its step."""
 
 REAL = Script(0)
+SHOWN: Final = 20
+"""Steps that an error lists."""
 
 
 class Cast:
-    """Who plays which body."""
+    """Who plays which body of the flow."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, flow: Flow) -> None:
         self._scripts = {key: _scripts(key, stand) for key, stand in bodies.items()}
+        _check(self._scripts, flow)
         self._played = dict.fromkeys(self._scripts, 0)
 
     def script(self, task: StartTask) -> Script:
@@ -87,3 +93,31 @@ def _scripts(key: object, stand: Stand) -> Sequence[Script]:
             return [Script(0, calls=stand)]
         case _:
             raise TypeError(f"bodies[{key!r}] must be takes(…), a list of them or a function, not {stand!r}")
+
+
+def _check(keys: Iterable[object], flow: Flow) -> None:
+    """A misspelt key would leave the real body in its place. Only a flow that builds tasks may have bodies that nobody
+    knows yet, under a function or a name."""
+    paths: dict[str, list[Callable[..., Any]]] = {}
+    builds = False
+    for node in flow.plan.nodes:
+        match node.step:
+            case Run(fn=fn) | Each(fn=fn):
+                paths[flow.plan.path(node.id)] = [fn]
+            case Race(tasks=tuple(fns)):
+                paths[flow.plan.path(node.id)] = list(fns)
+            case Parallel() | Race():
+                paths[flow.plan.path(node.id)] = []
+                builds = True
+            case _:
+                pass
+    bodies = [fn for fns in paths.values() for fn in fns]
+    named = {getattr(fn, "__name__", None): fn for fn in bodies}
+    for key in keys:
+        known = key in paths or key in named or key in bodies
+        a_name = not isinstance(key, str) or key.isidentifier() or key == "<lambda>"
+        if not known and not (builds and a_name):
+            there = [f"{path!r} ({', '.join(map(spell, fns)) or 'builds its tasks'})" for path, fns in paths.items()]
+            more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+            listed = ", ".join(there[:SHOWN]) or "none"
+            raise ValueError(f"bodies[{key!r}] is no body of flow {flow.name!r}, which has {listed}{more}")

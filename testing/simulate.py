@@ -90,8 +90,9 @@ def simulate(flow: Flow, initial_state: Any = None, *, bodies: Bodies | None = N
 
     ``seed`` seeds the jitter of retries.
 
-    Raises ``BootError`` when ``initial_state()`` raises; ``NotPortable`` or ``LimitExceeded`` when the state cannot
-    be one; ``LimitExceeded``, as all methods do, for a flow that goes on without ever waiting.
+    Raises ``ValueError`` for a key of ``bodies`` that fits no body (one that ``parallel`` or ``race`` builds may come
+    later); ``BootError`` when ``initial_state()`` raises; ``NotPortable`` or ``LimitExceeded`` when the state cannot be
+    one; ``LimitExceeded``, as all methods do, for a flow that goes on without ever waiting.
     """
     return Simulation(flow, initial_state, {} if bodies is None else bodies, seed)
 
@@ -107,11 +108,13 @@ class Simulation:
     """
 
     def __init__(self, flow: Flow, initial_state: Any, bodies: Bodies, seed: int) -> None:
+        if not isinstance(flow, Flow):
+            raise TypeError(f"simulate() needs a Flow, not {flow!r:.200}; import a flow that has a name")
         self.flow = flow
         self.events: list[FlowState | SignalRejected | Terminal] = []
         self.trace: list[tuple[str, int]] = []
         self._codec = ValueCodec()
-        self._cast = Cast(bodies)
+        self._cast = Cast(bodies, flow)
         self._loop = VirtualLoop()  # type: ignore[abstract]  # it has what bodies need
         # Only the loop is referred to: whoever forgets a simulation leaves no waiting coroutine behind.
         weakref.finalize(self, self._loop.close)
@@ -126,6 +129,10 @@ class Simulation:
             flow.plan, state, self._codec, draw=random.Random(seed).random, probe=_watching(self.trace)
         )
         self._settle()
+
+    def __repr__(self) -> str:
+        where = f"ended with {self.events[-1]!r:.200}" if self.done else f"in {self.path}, attempt {self.attempt}"
+        return f"<Simulation of {self.flow.name!r} at {self.now:g} ms, {where}>"
 
     # -------------------------------------------------------------- how it stands
 

@@ -56,6 +56,20 @@ def _refuse() -> Any:
     raise OSError("no")
 
 
+class Rotting:
+    """Loads once, for the check that it can be read back, and then no more."""
+
+    loaded = 0
+
+    def __reduce__(self) -> Any:
+        return _rot, ()
+
+
+def _rot() -> Any:
+    Rotting.loaded += 1
+    return Rotting() if Rotting.loaded == 1 else _refuse()
+
+
 class Unpicklable:
     def __reduce__(self) -> Any:
         raise OSError("no")
@@ -236,9 +250,10 @@ def test_reasons_are_never_compared() -> None:
         assert isinstance(sim.events[-1], FlowError) and sim.events[-1].reason.n == 7
 
 
-def test_a_state_that_does_not_load_any_more_is_a_crash() -> None:
+def test_a_state_that_does_not_load_any_more_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (run(lambda state: None), each("items", lambda item, state: None), parallel(lambda state: [])):
-        sim = simulate(flow("rotten", set_state(lambda state: Unloadable()), step))
+        monkeypatch.setattr(Rotting, "loaded", 0)
+        sim = simulate(flow("rotten", set_state(lambda state: Rotting()), step))
         match sim.events[-1]:
             case FlowError(Cause("raised", detail)):
                 assert "UndecodableState" in detail
@@ -246,14 +261,23 @@ def test_a_state_that_does_not_load_any_more_is_a_crash() -> None:
                 raise AssertionError(event)
 
 
-def test_a_state_that_does_not_load_rejects_signals() -> None:
-    sim = simulate(flow("rotten", run(lambda state: Ok(Unloadable())), wait_until(lambda state: False, timeout=1)))
-    assert isinstance(sim.events[-1], FlowError)
+UNREADABLE = NotPortable("state", "it cannot be read back: OSError: no")
 
 
-def test_a_retry_whose_state_does_not_load() -> None:
-    sim = simulate(flow("rotten", run(lambda state: Retry(Unloadable()))))
-    assert isinstance(sim.events[-1], FlowError) and isinstance(sim.events[-1].reason, Cause)
+def test_a_signal_whose_state_does_not_load_is_rejected() -> None:
+    sim = simulate(flow("rotten", wait_until(lambda state: False)), {"n": 1})
+    sim.signal(lambda state: Unloadable())
+    sim.signal(lambda state: state | {"n": 2})
+    rejected, after = sim.events
+    assert isinstance(rejected, SignalRejected) and rejected.error is not None
+    assert rejected.error.message == str(UNREADABLE)
+    assert after == FlowState({"n": 2}, seq=1) and not sim.done
+
+
+@pytest.mark.parametrize("outcome", [Ok, Retry, Error])
+def test_a_body_whose_value_does_not_load_is_an_error(outcome: Callable[[Any], Any]) -> None:
+    sim = simulate(flow("rotten", run(lambda state: outcome(Unloadable()))))
+    assert isinstance(sim.events[-1], FlowError) and str(sim.events[-1].reason) == str(UNREADABLE)
 
 
 def test_text_that_is_no_unicode() -> None:

@@ -28,6 +28,10 @@ from caravela.protocol.functions import Held, Portable, export
 from caravela.protocol.importable import importable
 from caravela.protocol.messages import Code, Define
 from caravela.protocol.mirror import Importer
+from caravela.supervisor.events import FlowState
+from caravela.supervisor.handle import FlowHandle
+from caravela.supervisor.subscribers import Subscription
+from caravela.supervisor.supervisor import Supervisor
 
 SERVE = """
 import pickle, sys
@@ -416,6 +420,25 @@ def test_the_path_in_values() -> None:
         assert caught.value.path == path
     with pytest.raises(NotPortable, match=r"^signal\[0\]: it stays with its process$"):
         export([Handle()], what="signal")
+
+
+STAY: list[Any] = [
+    Supervisor(),
+    FlowHandle(types.SimpleNamespace(lock=threading.Lock()), print),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Subscription((FlowState,), 1, print, of_one=True),
+]
+
+
+@pytest.mark.parametrize("it", STAY, ids=lambda it: type(it).__name__)
+def test_what_stays_with_its_supervisor_is_to_blame_and_not_its_lock(it: Any) -> None:
+    for value, path in [
+        (it, "signal"),
+        (closure_of({"a": [it]}), "closure of signal → it['a'][0]"),
+        (Path.exists.__get__(it), "signal.__self__"),
+    ]:
+        with pytest.raises(NotPortable) as caught:
+            export(value, what="signal")
+        assert (caught.value.path, caught.value.why) == (path, it.__caravela_unportable__)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,28 @@
 """Values come back as they were, or do not leave; and what is refused is refused by name."""
 
+import asyncio
 import collections
 import enum
 import functools
+import importlib
 import io
 import math
 import pickle
 import random
+import shelve
 import socket
 import sqlite3
 import sys
+import tempfile
 import threading
 import tracemalloc
+import weakref
 import zoneinfo
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, SafeUUID, uuid1, uuid4
 
@@ -38,6 +44,7 @@ from caravela.errors import (
     UndecodableState,
 )
 from caravela.protocol import payload
+from caravela.protocol.functions import export
 from caravela.protocol.payload import PAYLOAD_LIMIT, ValueCodec, decode, encode
 
 EXAMPLES = settings(max_examples=250, deadline=None, derandomize=True, database=None)
@@ -249,6 +256,20 @@ def test_the_codec_of_the_machine() -> None:
     assert codec.decode(codec.encode({"a": (1,)})) == {"a": (1,)}
 
 
+class Unready(Exception):
+    """Pickles as its args, which are too few to make it again."""
+
+    def __init__(self, what: str, *, when: int) -> None:
+        super().__init__(what)
+        self.when = when
+
+
+def test_the_codec_of_the_machine_refuses_what_cannot_be_read_back() -> None:
+    with pytest.raises(NotPortable, match=r"^state: it cannot be read back: TypeError: .* 'when'$") as caught:
+        ValueCodec().encode({"last": Unready("x", when=1)})
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 # ------------------------------------------------------------------ what does not travel
 
 
@@ -311,6 +332,7 @@ REFUSED = [
     (lambda: {"f": lambda: 1}, "state['f']", "<locals>.<lambda> cannot be found under its name"),
     (lambda: {"c": local_class()}, "state['c']", "class tests.protocol.test_payload.local_class.<locals>.Local"),
     (lambda: [local_class()()], "state[0]", "class tests.protocol.test_payload.local_class.<locals>.Local"),
+    (lambda: local_class()(), "state", "found under its name: a function made it; move it to the head of the module"),
     (lambda: {"s": (1, Supervisor())}, "state['s'][1]", "a supervisor stays with its process"),
     (lambda: [Obstinate()], "state[0]", "an Obstinate cannot be pickled: RuntimeError: I would rather not"),
     (lambda: Slotted([{"x": threading.Lock()}]), "state.inner[0]['x']", "a lock cannot leave"),
@@ -329,6 +351,78 @@ def test_what_cannot_travel_is_named_with_the_path_to_it(make: Any, path: str, w
         encode(make())
     assert caught.value.path == path or (path.endswith((" key", " element")) and caught.value.path.startswith(path))
     assert why in caught.value.why
+
+
+SENDS = [encode, functools.partial(export, what="state")]
+OF_PROCESSES = {
+    "process": ["BaseProcess"],
+    "queues": ["Queue", "SimpleQueue", "JoinableQueue"],
+    "sharedctypes": ["Synchronized"],
+    "synchronize": ["Lock", "RLock", "Semaphore", "Condition", "Event", "Barrier"],
+}
+
+
+@pytest.mark.parametrize("package", ["multiprocessing", "multiprocess"])
+@pytest.mark.parametrize("send", SENDS)
+def test_what_processes_share_by_descriptor_is_refused(package: str, send: Any) -> None:
+    modules = {name: importlib.import_module(f"{package}.{name}") for name in (*OF_PROCESSES, "connection")}
+    one, other = modules["connection"].Pipe()
+    listener = modules["connection"].Listener(("127.0.0.1", 0))
+    # Empty ones: a real lock starts a process that looks after it.
+    empty = [object.__new__(getattr(modules[name], kind)) for name, kinds in OF_PROCESSES.items() for kind in kinds]
+    try:
+        for held in (one, listener, *empty):
+            with pytest.raises(NotPortable) as caught:
+                send({"a": [held]})
+            assert caught.value.path == "state['a'][0]"
+            assert caught.value.why == f"{type(held).__qualname__} cannot leave its process"
+    finally:
+        for opened in (one, other, listener):
+            opened.close()
+
+
+WAITING: list[Any] = [asyncio.Lock, asyncio.Event, asyncio.Queue, asyncio.Semaphore]
+
+
+async def waited_for(kind: Any) -> Any:
+    made = kind()
+    waits = asyncio.ensure_future(
+        made.get() if kind is asyncio.Queue else made.wait() if kind is asyncio.Event else twice(made)
+    )
+    await asyncio.sleep(0)  # it waits now
+    waits.cancel()
+    return made
+
+
+async def twice(lock: Any) -> None:
+    await lock.acquire()
+    await lock.acquire()
+
+
+@pytest.mark.parametrize("send", SENDS)
+def test_what_pickle_would_copy_to_no_sense_is_refused(tmp_path: Path, send: Any) -> None:
+    gone, folder = Gone(), tempfile.TemporaryDirectory(dir=tmp_path)
+    with folder, shelve.open(str(tmp_path / "shelf")) as shelf:
+        for held, why in [
+            (weakref.ref(gone), "what it refers to weakly stays in this process"),
+            (weakref.proxy(gone), "what it refers to weakly stays in this process"),
+            (weakref.WeakSet([gone]), "what it refers to weakly stays in this process"),
+            (folder, "a temporary directory belongs to the process that removes it; send its name"),
+            (shelf, "an open shelf cannot leave its process"),
+            *(
+                (asyncio.run(waited_for(kind)), f"this asyncio.{kind.__name__} belongs to an event loop")
+                for kind in WAITING
+            ),
+        ]:
+            with pytest.raises(NotPortable) as caught:
+                send({"a": [held]})
+            assert caught.value.path == "state['a'][0]"
+            assert why in caught.value.why
+
+
+@pytest.mark.parametrize("kind", WAITING)
+def test_what_no_event_loop_has_taken_yet_travels(kind: type) -> None:
+    assert type(decode(encode([kind()]))[0]) is kind
 
 
 def test_a_coroutine_an_open_file_a_socket_and_a_database_are_named() -> None:
@@ -379,7 +473,7 @@ def test_depth_is_limited_and_what_is_encoded_can_be_decoded(kind: type) -> None
         except LimitExceeded:
             continue
         decode(data)
-    with pytest.raises(LimitExceeded, match=r"state has more than 1,023 levels; the limit is 1,023"):
+    with pytest.raises(LimitExceeded, match=r"state has more than 1,023 levels \(or is cyclic\); the limit is 1,023"):
         encode(nested(kind, 10_000))
 
 
@@ -403,6 +497,7 @@ def test_cyclic_plain_data_is_refused() -> None:
         with pytest.raises(LimitExceeded) as caught:
             encode(value, what="reason")
         assert (caught.value.what, caught.value.unit) == ("reason", "levels")
+        assert str(caught.value) == "reason has more than 1,023 levels (or is cyclic); the limit is 1,023"
 
 
 def test_the_limit_in_bytes_is_exact() -> None:

@@ -148,7 +148,41 @@ def test_a_stand_in_that_is_none(stand: Any) -> None:
         simulate(FLOW, bodies={"run": stand})
 
 
+@pytest.mark.parametrize("key", ["wrok", "run[0]", dict, None])
+def test_a_key_that_fits_no_body_is_told(key: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^bodies\[.*\] is no body of flow 'simulated', which has 'run' \(.*work.*\)$"
+    ):
+        simulate(FLOW, bodies={key: takes(1)})
+
+
+def test_tasks_that_are_built_are_not_known_before() -> None:
+    building = flow("built", parallel(lambda state: [dict, work]), race([dict, int]))
+    for key in ("anything", "<lambda>", str, "parallel[0]", "race[1]", int):
+        simulate(building, bodies={key: takes(1)})
+    with pytest.raises(ValueError, match=r"'parallel\[0\]' \(builds its tasks\), 'race\[1\]' \(.*dict.*, .*int.*\)$"):
+        simulate(building, bodies={"race[2]": takes(1)})
+
+
+def test_many_bodies_are_not_all_listed() -> None:
+    with pytest.raises(ValueError, match=r"'run\[19\]' \(.*\) and 5 more$"):
+        simulate(flow("many", *[run(work)] * 25), bodies={"wrok": takes(1)})
+
+
+@pytest.mark.parametrize("what", [3, "module:flow", work])
+def test_only_a_flow_can_be_simulated(what: Any) -> None:
+    with pytest.raises(TypeError, match=r"^simulate\(\) needs a Flow, not .*; import"):
+        simulate(what)
+
+
 # ------------------------------------------------------------------ where it stands
+
+
+def test_its_repr_says_where_it_stands() -> None:
+    sim = simulate(flow("placed", wait(5), run(work)), {"by": 1}, bodies={work: takes(1.5)})
+    assert repr(sim) == "<Simulation of 'placed' at 0 ms, in wait[0], attempt 1>"
+    sim.advance(6.5)
+    assert repr(sim).startswith("<Simulation of 'placed' at 6.5 ms, ended with FlowDone({'by': 'itself'}")
 
 
 def test_path_attempt_and_trace() -> None:
