@@ -59,6 +59,14 @@ def held(module: str, path: str) -> Any:
 def _found(name: str, module: ModuleType, file: object) -> bool:
     if name.partition(".")[0] == _OWN:
         return True  # the worker is made of it
+    if _stands_at(name, module, file):
+        return True
+    # A second name that the standard library gives a module: os.path, from 3.13 on also collections.abc.
+    first = getattr(getattr(module, "__spec__", None), "name", name)
+    return first != name and name.partition(".")[0] in sys.stdlib_module_names and _stands_at(first, module, file)
+
+
+def _stands_at(name: str, module: ModuleType, file: object) -> bool:
     spec = _spec(name)
     if spec is None:
         return BuiltinImporter.find_spec(name) is not None or FrozenImporter.find_spec(name) is not None

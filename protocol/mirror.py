@@ -234,6 +234,14 @@ def fill_dispatcher(importer: Importer, made: Any, state: tuple[dict[type, Any],
         setattr(made, name, value)
 
 
+def chooser(importer: Importer, registry: dict[type, Any]) -> Callable[[type], Any]:
+    """What a dispatcher asks for the implementation of a type."""
+    made = functools.singledispatch(_undispatched)
+    for kind, implementation in registry.items():
+        made.register(kind, implementation)
+    return made.dispatch
+
+
 def _undispatched(value: Any) -> Any:
     raise NotImplementedError  # stands until `fill_dispatcher` registers the user's own function for `object`
 
@@ -258,6 +266,6 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     builder.__name__: builder
     for builder in (
         named, imported, module, cell, function, fill, bare_class, fill_class, member, fill_member,
-        dispatcher, fill_dispatcher, cache, cached_property,
+        dispatcher, fill_dispatcher, chooser, cache, cached_property,
     )
 }  # fmt: skip

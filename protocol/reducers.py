@@ -40,6 +40,7 @@ from .notes import Notes
 from .stays import why_it_stays
 
 _dispatching = typing.cast("FunctionType", functools.singledispatch(len)).__code__
+_choosing = typing.cast("FunctionType", functools.singledispatch(len).dispatch).__code__
 _dump_of_abc = vars(abc)["_get_dump"]
 # Compared by identity, found under no name of their own.
 _SENTINELS = {
@@ -112,6 +113,9 @@ def _function(notes: Notes, value: FunctionType) -> Any:
             return NotImplemented
         if not _within(notes.subject, value):
             return notes.link(value)
+    if value.__code__ is _choosing:  # from 3.13 on a bound singledispatchmethod holds it
+        places = dict(zip(_choosing.co_freevars, value.__closure__ or (), strict=True))
+        return mirror.chooser, (dict(places["registry"].cell_contents),)
     if value.__code__ is _dispatching:
         return (mirror.dispatcher, (), _dispatch_state(value), None, None, mirror.fill_dispatcher)
     return (*notes.bare(value), _function_state(value), None, None, mirror.fill)
@@ -275,6 +279,12 @@ _REDUCERS: dict[type, Callable[[Notes, Any], Any]] = {
     ModuleType: _module,
     type: _class,
     functools._lru_cache_wrapper: _cache,
+    # Made anew: from 3.13 on it also holds a weak cache of its own, which stays here.
+    functools.singledispatchmethod: lambda notes, value: (
+        functools.singledispatchmethod,
+        (value.func,),
+        {"dispatcher": value.dispatcher},
+    ),
     functools.cached_property: lambda notes, value: (mirror.cached_property, (value.func, value.attrname)),
     staticmethod: lambda notes, value: (staticmethod, (value.__func__,)),
     classmethod: lambda notes, value: (classmethod, (value.__func__,)),

@@ -3,6 +3,7 @@
 import email.message
 import functools
 import gc
+import importlib
 import io
 import pickle
 import socket
@@ -480,3 +481,9 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         export(deep, what="arguments")
     with pytest.raises(NotPortable):
         export(closure_of([deep, len, object()]), what="signal")
+
+
+@pytest.mark.parametrize("name", ["os.path", "collections.abc", "importlib._bootstrap"])
+def test_a_second_name_of_a_standard_module_is_importable(name: str) -> None:
+    importlib.import_module(name)
+    assert importable(name)
