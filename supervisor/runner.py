@@ -330,7 +330,7 @@ class Runner:
         link.key = self._key = self.home.next_key(self)
         self._inbox.attach(link)
         self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held), held)
-        self.home.engine.launch(link.key, ends)
+        self.home.engine.launch(link.key, ends, self._boot.modules)
 
     def launched(self, key: int, pid: int, death: int) -> None:
         if self._link and self._link.key == key:

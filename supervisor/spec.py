@@ -35,6 +35,18 @@ class Policy:
             seconds(name, getattr(self, name))
 
 
+def modules(preload: object) -> tuple[str, ...] | None:
+    """None where nothing is to be preloaded, not even a flow's own module."""
+    if preload is False:
+        return None
+    if not isinstance(preload, tuple | list) or not all(isinstance(name, str) for name in preload):
+        raise TypeError(f"preload={preload!r} must be a tuple of names of modules, or False")
+    for name in preload:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"preload={preload!r}: {name!r} is not the name of a module")
+    return tuple(preload)
+
+
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: allowed are {', '.join(map(repr, allowed))}")

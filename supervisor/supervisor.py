@@ -16,8 +16,6 @@ from caravela.errors import BootError, FlowNotRunning, SupervisorForked
 
 from ..flows.flow import Flow
 from ..flows.outcomes import UNSET
-from ..protocol import payload
-from ..protocol.functions import Portable, export
 from . import core
 from .boot import Boot
 from .engines.base import Engine, Exited, Launched, LaunchFailed, Report
@@ -28,7 +26,7 @@ from .handle import FlowHandle
 from .limits import with_enough_fds
 from .loop import Loop, hands_free
 from .runner import Runner
-from .spec import Policy, Restart, Trust, one_of
+from .spec import Policy, Restart, Trust, modules, one_of
 from .subscribers import DEFAULT_KINDS, Delivery, Sink, Subscription, sink_for
 
 _ids = count(1)
@@ -50,6 +48,10 @@ class Supervisor:
     before it is killed. ``boot_timeout``: seconds to load a flow. ``engine``: ``"process"``, or ``"inline"`` (threads
     of this process, for tests: no isolation, nothing can be killed). ``trust="data"`` refuses pickles from workers.
 
+    The module of a flow that travels by name is imported once, at the flow's first start, into a process of its own
+    from which later workers are forked. ``preload``: modules to import there for all flows, from now on; ``False``:
+    every worker imports for itself. What a module does when it is imported, all those workers then share a copy of.
+
     All methods may be called from any thread. In a forked child they raise ``SupervisorForked``.
     """
 
@@ -63,13 +65,12 @@ class Supervisor:
         max_seconds: float = 5.0,
         shutdown: float = 5.0,
         engine: Literal["process", "inline"] = "process",
-        preload: tuple[str, ...] = (),
+        preload: tuple[str, ...] | list[str] | Literal[False] = (),
         boot_timeout: float = 10.0,
         trust: Trust = "pickle",
     ) -> None:
         one_of("engine", engine, ("process", "inline"))
-        if preload:
-            raise NotImplementedError("preload= comes with child zygotes")
+        self._preload = modules(preload)
         self._policy = Policy(restart, max_restarts, max_seconds, shutdown, boot_timeout, trust)
         self._engine_name = engine
         self._runners: dict[str, Runner] = {}
@@ -102,7 +103,9 @@ class Supervisor:
             self._state = "open"
         with hands_free:
             self.loop = with_enough_fds(lambda: Loop("caravela-supervisor"))
-            self.engine: Engine = ProcessEngine() if self._engine_name == "process" else InlineEngine()
+            self.engine: Engine = (
+                ProcessEngine(preload=self._preload) if self._engine_name == "process" else InlineEngine()
+            )
             _all.add(self)
         self.loop.post(lambda: self.engine.open(_EngineLoop(self.loop, self._report)))
         self.loop.start()
@@ -190,15 +193,14 @@ class Supervisor:
             raise TypeError(f"name={name!r} must be a non-empty str")
         policy = self._policy if restart is None else replace(self._policy, restart=restart)
         sinks = [] if notify is None else [sink_for(notify, self.delivery)]
-        portable = export(flow, what="flow") if isinstance(flow, Flow) else Portable(payload.encode(flow), ())
-        state = None if initial_state is UNSET else export(initial_state, what="initial_state")
+        boot = Boot.of(flow, initial_state)
         runner = Runner(
             self,
             f"{flow_name}-{next(_ids)}",
             name or flow_name,
             tag,
             policy,
-            Boot(portable, state),
+            boot,
             sinks,
             quiet=wait,
         )

@@ -1,11 +1,16 @@
 """The zygote: a small process without threads that forks workers on request, reaps them and reports how they ended.
 
     host ──[LAUNCH, key] + reads, writes, page──▶ zygote ──fork──▶ worker (own session)
+    host ──[BRANCH, key] + control, setting─────▶ zygote ──fork──▶ branch
     host ◀─[HELLO, version] · [LAUNCHED, key, pid] + pidfd · [LAUNCH_FAILED, key, why] · [EXITED, key, status]── zygote
 
 One SEQPACKET socketpair, one packet a message, fds by SCM_RIGHTS. It lives as long as its host: the end of file on
 the socket makes it kill every worker with its group, reap them and go. It is forked from for each worker, so what it
 imports every worker has for nothing, and what it does not import it cannot break.
+
+A *branch* is a child zygote: it imports the modules that its setting names, then serves LAUNCH on a control socket of
+its own, or says [UNSUITABLE, why] there and goes. The first zygote, the root, reaps it and reports its end like that of
+a worker; when the root is lost its branches die with it, and their workers with them.
 """
 
 import array
@@ -19,6 +24,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
@@ -26,17 +32,25 @@ from typing import Any, Final, NoReturn
 import msgpack
 
 from . import exits
+from .preloading import preload
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 HELLO: Final = 0
 LAUNCHED: Final = 1
 LAUNCH_FAILED: Final = 2
 EXITED: Final = 3
 LAUNCH: Final = 4
+BRANCH: Final = 5
+UNSUITABLE: Final = 6
 
-FDS_OF_A_REQUEST: Final = 3
+FDS: Final = {LAUNCH: 3, BRANCH: 2}
+"""That come with a request."""
+
 PACKET: Final = 4096
+
+BRANCHES_GONE_WITHIN: Final = 0.5
+"""Seconds that branches have, after the end of file, to kill and reap their workers; then they are killed."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _LAST_FD: Final = 2**31 - 1
@@ -57,11 +71,15 @@ def main(control: int, nofile: int, worker: str) -> NoReturn:
     _leave_the_host(control)
     module, _, function = worker.partition(":")
     run: Run = getattr(importlib.import_module(module), function)()
-    gc.collect()
-    gc.freeze()  # a worker's own collections then leave these pages shared
+    _freeze()
     with socket.socket(fileno=control) as host:
         Zygote(host, nofile, run).serve()
     os._exit(0)
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()  # a worker's own collections then leave these pages shared
 
 
 def _leave_the_host(control: int) -> None:
@@ -113,7 +131,8 @@ class Zygote:
         self._nofile = nofile
         self._run = run
         self._pid = os.getpid()
-        self._workers: dict[int, tuple[int, int]] = {}  # pidfd → (key, pid)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd → (key, pid): workers and branches
+        self._branches: set[int] = set()  # pidfds
         self._epoll = select.epoll()
         self._epoll.register(host, select.EPOLLIN)
 
@@ -135,16 +154,15 @@ class Zygote:
     # ------------------------------------------------------------------ launching
 
     def _receive(self) -> bool:
-        packet, ancillary, _, _ = self._host.recvmsg(
-            PACKET, socket.CMSG_SPACE(FDS_OF_A_REQUEST * array.array("i").itemsize), socket.MSG_CMSG_CLOEXEC
-        )
+        room = socket.CMSG_SPACE(max(FDS.values()) * array.array("i").itemsize)
+        packet, ancillary, _, _ = self._host.recvmsg(PACKET, room, socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return False
-        _, key = msgpack.unpackb(packet)
+        kind, key = msgpack.unpackb(packet)
         fds = _passed(ancillary)
         try:
-            if len(fds) == FDS_OF_A_REQUEST:
-                self._launch(key, fds)
+            if len(fds) == FDS[kind]:
+                self._launch(kind, key, fds)
             else:
                 self._send([LAUNCH_FAILED, key, "the zygote has no file descriptors left"])
         finally:
@@ -152,67 +170,111 @@ class Zygote:
                 os.close(fd)
         return True
 
-    def _launch(self, key: int, fds: list[int]) -> None:
+    def _launch(self, kind: int, key: int, fds: list[int]) -> None:
         try:
             pid = os.fork()
         except OSError as error:  # EAGAIN: limit of processes; ENOMEM
             self._send([LAUNCH_FAILED, key, f"fork: {error.strerror}"])
             return
         if pid == 0:
-            self._become_worker(fds)
+            _live(self._become_worker if kind == LAUNCH else self._become_branch, fds)
         try:
-            pidfd = os.pidfd_open(pid)  # only this thread reaps: the pid is still the worker's
+            pidfd = os.pidfd_open(pid)  # only this thread reaps: the pid is still the child's
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             self._send([LAUNCH_FAILED, key, f"pidfd_open: {error.strerror}"])
             return
-        self._workers[pidfd] = key, pid
+        self._children[pidfd] = key, pid
+        if kind == BRANCH:
+            self._branches.add(pidfd)
         self._epoll.register(pidfd, select.EPOLLIN)
         self._send([LAUNCHED, key, pid], pidfd)
 
-    def _become_worker(self, fds: list[int]) -> NoReturn:
-        code = exits.CRASHED
-        try:
-            _arm_parent_death_signal(self._pid)
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _close_all_but(fds)
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, hard))
-            _reseed()
-            code = self._run(*fds)
-        except BaseException:
-            traceback.print_exc()
-        finally:
+    def _become_worker(self, fds: list[int]) -> int:
+        self._leave_the_zygote(fds)
+        _reseed()
+        return self._run(*fds)
+
+    def _become_branch(self, fds: list[int]) -> int:
+        """It imports as a worker would: SIGINT kills it there, which is how the root ends one that still imports."""
+        self._leave_the_zygote(fds)
+        control, setting = fds
+        with open(setting, "rb") as file:
+            modules, environment = msgpack.unpackb(file.read())
+        with socket.socket(fileno=control) as host:
+            if why := preload(modules, environment):
+                host.send(msgpack.packb([UNSUITABLE, why[: PACKET // 8]]))
+                return exits.ENDED
             for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(BaseException):
-                    stream.flush()
-            os._exit(code)
+                if stream is not None:
+                    stream.flush()  # half a line would come out of every worker
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            _freeze()
+            Zygote(host, self._nofile, self._run).serve()
+        return exits.ENDED
+
+    def _leave_the_zygote(self, kept: list[int]) -> None:
+        _arm_parent_death_signal(self._pid)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _close_all_but(kept)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, hard))
 
     # ------------------------------------------------------------------ dying
 
     def _bury(self, pidfd: int) -> None:
         """A readable pidfd is a zombie. Until it is reaped its pid, which is its group's number, is nobody else's."""
-        key, pid = self._workers.pop(pidfd)
+        key, pid = self._children.pop(pidfd)
+        self._branches.discard(pidfd)
         self._epoll.unregister(pidfd)
         os.close(pidfd)
         self._send([EXITED, key, _reap(pid)])
 
     def _kill_all(self) -> None:
-        for _, pid in self._workers.values():
-            os.kill(pid, signal.SIGKILL)
-            _kill_group(pid)
-        for pidfd, (_, pid) in self._workers.items():
+        """Branches have read the same end of file; one that cannot, since it still imports, is ended by SIGINT."""
+        for pidfd, (_, pid) in self._children.items():
+            if pidfd in self._branches:
+                os.kill(pid, signal.SIGINT)
+            else:
+                os.kill(pid, signal.SIGKILL)
+                _kill_group(pid)
+        end = time.monotonic() + BRANCHES_GONE_WITHIN
+        for pidfd, (_, pid) in self._children.items():
+            if pidfd in self._branches and not _readable(pidfd, end - time.monotonic()):
+                os.kill(pid, signal.SIGKILL)
             _reap(pid)
             os.close(pidfd)
-        self._workers.clear()
+        self._children.clear()
         self._epoll.close()
 
     def _send(self, packet: list[Any], *fds: int) -> None:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._host.sendmsg([msgpack.packb(packet)], ancillary)
+
+
+def _live(life: Callable[[list[int]], int], fds: list[int]) -> NoReturn:
+    """The rest of a forked process; it ends with the code that ``life`` returns."""
+    code = exits.CRASHED
+    try:
+        code = life(fds)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
+        os._exit(code)
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(max(seconds, 0.0) * 1000))
 
 
 def _passed(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -248,7 +310,7 @@ def _arm_parent_death_signal(parent: int) -> None:
 
 def _reseed() -> None:
     """Workers must not draw the same numbers. ``random`` reseeds itself after a fork; these two do not."""
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
+    if numpy_random := sys.modules.get("numpy.random"):  # NumPy itself loads it late
+        numpy_random.seed()
     if torch := sys.modules.get("torch"):
         torch.seed()

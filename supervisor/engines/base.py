@@ -65,8 +65,11 @@ class Loop(Protocol):
 class Engine(Protocol):
     def open(self, loop: Loop) -> None: ...
 
-    def launch(self, key: int, ends: Ends) -> None:
-        """Ends in ``Launched`` or ``LaunchFailed``; after ``Launched`` comes exactly one ``Exited``."""
+    def launch(self, key: int, ends: Ends, modules: tuple[str, ...] = ()) -> None:
+        """Ends in ``Launched`` or ``LaunchFailed``; after ``Launched`` comes exactly one ``Exited``.
+
+        ``modules``: what the worker is going to import; an engine may have imported it beforehand.
+        """
         ...
 
     def terminate(self, key: int) -> None:

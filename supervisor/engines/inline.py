@@ -62,7 +62,7 @@ class InlineEngine:
     def open(self, loop: Loop) -> None:
         self._loop = loop
 
-    def launch(self, key: int, ends: Ends) -> None:
+    def launch(self, key: int, ends: Ends, modules: tuple[str, ...] = ()) -> None:
         worker = _Worker(key, ends)
         try:
             worker.start()

@@ -50,8 +50,9 @@ def supervise(engine: str) -> Iterator[Callable[..., Supervisor]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def processes() -> Iterator[Supervisor]:
-    """One for all tests of a module that need none of their own: what it is made of is there before any of them."""
-    with closing(Supervisor().open(private=True)) as shared:
+    """One for all tests of a module that need none of their own: what it is made of is there before any of them, so
+    it must not branch out during one. Those that ``supervise`` makes do."""
+    with closing(Supervisor(preload=False).open(private=True)) as shared:
         shared.start(flows_under_test.idle).stop()
         yield shared
 

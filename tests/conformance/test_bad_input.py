@@ -185,7 +185,7 @@ def test_arguments_of_start(supervisor: Supervisor) -> None:
         ({"shutdown": -1}, ValueError, "shutdown=-1"),
         ({"boot_timeout": float("nan")}, ValueError, "boot_timeout=nan"),
         ({"trust": "all"}, ValueError, "trust='all': allowed are"),
-        ({"preload": ("numpy",)}, NotImplementedError, "preload= comes with"),
+        ({"preload": "numpy"}, TypeError, "preload='numpy' must be a tuple of names of modules"),
     ],
 )
 def test_arguments_of_a_supervisor(options: dict[str, Any], error: type[Exception], why: str) -> None:

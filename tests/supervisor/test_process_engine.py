@@ -93,13 +93,13 @@ class Host:
         self.answers: dict[int, int] = {}
         self.fds: list[int] = []
 
-    def ask(self, key: int) -> None:
+    def ask(self, key: int, *modules: str) -> None:
         (reads, self.orders[key]), (self.answers[key], writes) = os.pipe(), os.pipe()
         self.fds += [self.orders[key], self.answers[key]]
-        self.engine.launch(key, Ends(reads, writes, os.memfd_create("page")))
+        self.engine.launch(key, Ends(reads, writes, os.memfd_create("page")), modules)
 
-    def launch(self, key: int) -> Launched:
-        self.ask(key)
+    def launch(self, key: int, *modules: str) -> Launched:
+        self.ask(key, *modules)
         return self.loop.until(Launched, key)
 
     def order(self, key: int, text: str) -> None:
@@ -392,4 +392,104 @@ def test_another_version_of_the_zygote_is_refused() -> None:
     host.engine._greet(host.engine._zygote, wire.VERSION + 1)
     assert "restart" in host.loop.until(LaunchFailed, 1).why
     host.launch(2)
+    host.close()
+
+
+# ------------------------------------------------------------------ branches
+
+
+def parent_of(host: Host, key: int) -> int:
+    return int(host.answer(key)["parent"])
+
+
+def branched(host: Host, key: int) -> int:
+    """Launches ``key`` from the branch of colorsys; returns the branch's pid."""
+    host.launch(key - 1, "colorsys")
+    host.answer(key - 1)
+    host.launch(key, "colorsys")
+    return parent_of(host, key)
+
+
+def test_the_first_launch_is_the_roots_and_the_next_the_branchs(host: Host) -> None:
+    branch = branched(host, 2)
+    assert branch != host.zygote()
+    host.launch(3)
+    assert parent_of(host, 3) == host.zygote()
+    host.order(2, "exit 7")
+    assert host.cause(2) == Cause("exit", "exit code 7")
+
+
+def test_requests_wait_for_a_branch_in_order_and_beyond_what_its_socket_holds(host: Host) -> None:
+    keys = range(4 * UNANSWERED)
+    for key in keys:
+        host.ask(key, "colorsys")
+    assert all(host.loop.until(Launched, key).pid for key in keys)
+    assert len({parent_of(host, key) for key in keys[1:]}) == 1
+
+
+def test_a_launch_that_waits_for_a_branch_can_be_killed(host: Host) -> None:
+    host.launch(1)
+    host.ask(2, "colorsys")
+    host.ask(3, "colorsys")
+    host.engine.kill(3)
+    assert "killed before" in host.loop.until(LaunchFailed, 3).why
+
+
+def test_a_lost_branch_is_reported_by_its_workers_alone(host: Host) -> None:
+    branch = branched(host, 2)
+    os.kill(branch, signal.SIGSTOP)
+    for key in range(3, 4 + UNANSWERED):
+        host.ask(key, "colorsys")
+    os.kill(branch, signal.SIGKILL)
+    assert {host.cause(key) for key in range(2, 3 + UNANSWERED)} == {LOST}
+    assert host.loop.until(Launched, 3 + UNANSWERED).pid  # never sent: the root has it
+    host.order(1, "exit 7")
+    assert host.cause(1) == Cause("exit", "exit code 7")
+    assert branched(host, 90) != branch
+
+
+def test_root_and_branch_killed_together_lose_every_worker_once(host: Host) -> None:
+    for first, second in ((0, 1), (1, 0)):
+        before = 100 * first
+        branch = branched(host, before + 2)
+        pids = (host.zygote(), branch)
+        host.fds.append(root := os.pidfd_open(pids[0]))
+        os.kill(pids[first], signal.SIGKILL)
+        os.kill(pids[second], signal.SIGKILL)
+        assert gone(root)  # what is asked of it from now on waits for the next one
+        for key in (before + 1, before + 2):
+            assert host.cause(key) == LOST
+        host.launch(before + 3, "colorsys")
+        assert parent_of(host, before + 3) == host.zygote()
+        exits = [report.key for report in host.loop.reports if isinstance(report, Exited)]
+        assert len(exits) == len(set(exits))
+
+
+def test_a_forked_child_forgets_the_branches_too(host: Host) -> None:
+    branched(host, 2)
+    report, tell = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            before = len(os.listdir("/proc/self/fd"))
+            host.engine.forget()
+            os.write(tell, bytes([before - len(os.listdir("/proc/self/fd"))]))
+        finally:
+            os._exit(0)
+    assert os.read(report, 1) == bytes([6])  # two control sockets, their pidfds, two workers' pidfds
+    os.waitpid(child, 0)
+    os.close(report)
+    os.close(tell)
+
+
+def test_closing_leaves_no_branch(host: Host) -> None:
+    host.fds += [branch := os.pidfd_open(branched(host, 2)), worker := os.pidfd_open(host.launch(3, "colorsys").pid)]
+    host.engine.close()
+    assert gone(branch) and gone(worker)
+
+
+def test_closing_while_requests_wait_for_a_branch_closes_their_fds() -> None:
+    host = Host()
+    host.launch(1)
+    for key in range(2, 6):
+        host.ask(key, "colorsys")
     host.close()

@@ -66,6 +66,7 @@ def _facts(page: int) -> dict[str, object]:
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "dies_with_parent": _parent_death_signal(),
         "heavy": sorted({"dill", "asyncio", "multiprocess", "numpy", "subprocess", "logging"} & sys.modules.keys()),
+        "preloaded": sorted({"colorsys", "sched"} & sys.modules.keys()),
         "draw": __import__("random").random(),
     }
 

@@ -504,7 +504,7 @@ def test_a_host_that_does_not_read_the_last_frame_does_not_keep_the_worker(host:
 
 def test_a_host_and_a_zygote_encode_the_same_surroundings_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
-    assert boot.surroundings() == host_boot._environment()
+    assert boot.surroundings() == host_boot.environment()
 
 
 def test_only_what_differs_is_adopted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

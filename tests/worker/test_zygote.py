@@ -18,6 +18,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from caravela.protocol import payload
 from caravela.worker import zygote as wire
 
 NOFILE = 321
@@ -51,6 +52,7 @@ class Host:
     control: socket.socket
     process: subprocess.Popen[bytes]
     fds: list[int] = field(default_factory=list)
+    branches: list[socket.socket] = field(default_factory=list)
 
     def hear(self) -> tuple[list[Any], list[int]]:
         packet, ancillary, _, _ = self.control.recvmsg(4096, socket.CMSG_SPACE(4))
@@ -74,6 +76,27 @@ class Host:
         assert (tag, answered) == (wire.LAUNCHED, key)
         return worker
 
+    def branch(self, key: int, *modules: str) -> "Host":
+        """Asks for it and hears that it was forked; what it says itself the caller hears."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        setting = os.memfd_create("setting")
+        environment = {
+            "path": [str(Path(__file__).parent), *sys.path],
+            "cwd": os.getcwd(),
+            "environ": {"A": "1"},
+            "argv": ["x"],
+            "log_level": 30,
+        }
+        os.write(setting, msgpack.packb([modules, payload.encode(environment)]))
+        os.lseek(setting, 0, os.SEEK_SET)
+        fds = array.array("i", (theirs.fileno(), setting))
+        self.control.sendmsg([msgpack.packb([wire.BRANCH, key])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        theirs.close()
+        os.close(setting)
+        assert self.hear()[0][:2] == [wire.LAUNCHED, key]
+        self.branches.append(ours)
+        return Host(ours, self.process, self.fds)
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
@@ -90,7 +113,8 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(ours, process, [*pipe])
     assert host.hear() == ([wire.HELLO, wire.VERSION], [])
     yield host
-    ours.close()
+    for control in (ours, *host.branches):
+        control.close()
     assert process.wait() in (0, -signal.SIGKILL)
     for fd in host.fds:
         os.close(fd)
@@ -225,3 +249,90 @@ def test_a_fork_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None
         os.close(fd)
     ours.close()
     theirs.close()
+
+
+# ------------------------------------------------------------------ branches
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+@pytest.fixture
+def branch(host: Host) -> Host:
+    branch = host.branch(-1, "colorsys", "sched")
+    assert branch.hear() == ([wire.HELLO, wire.VERSION], [])
+    return branch
+
+
+def test_a_worker_of_a_branch_finds_what_is_its_own_and_the_modules(host: Host, branch: Host) -> None:
+    worker = branch.launch(1)
+    facts = worker.answer()
+    assert parent(facts["parent"]) == host.process.pid
+    assert facts["pid"] == facts["session"] == worker.pid
+    assert facts["page"] == "the page"
+    assert len(facts["fds"]) == 6 and facts["fds"][:3] == [0, 1, 2]
+    assert facts["ignored"] == sorted([signal.SIGPIPE, signal.SIGXFSZ])
+    assert facts["dies_with_parent"] == signal.SIGKILL
+    assert facts["nofile"] == NOFILE
+    assert facts["heavy"] == []
+    assert facts["preloaded"] == ["colorsys", "sched"]
+    assert host.launch(2).answer()["preloaded"] == []
+
+
+def test_a_branch_reports_its_workers_and_the_root_reports_the_branch(host: Host, branch: Host) -> None:
+    worker = branch.launch(1)
+    os.kill(pid := worker.answer()["parent"], 0)
+    worker.order("exit 7")
+    (tag, key, status), _ = branch.hear()
+    assert (tag, key, os.waitstatus_to_exitcode(status)) == (wire.EXITED, 1, 7)
+    branch.control.shutdown(socket.SHUT_RDWR)
+    assert host.hear()[0] == [wire.EXITED, -1, 0]
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_the_end_of_file_of_a_branch_kills_its_workers_and_no_other(host: Host, branch: Host) -> None:
+    of_root, of_branch = host.launch(1), branch.launch(2)
+    of_branch.answer()
+    of_branch.order("grandchild")
+    host.fds.append(grandchild := os.pidfd_open(of_branch.answer()["pid"]))
+    branch.control.shutdown(socket.SHUT_RDWR)
+    assert gone(of_branch.death) and gone(grandchild)
+    of_root.answer()
+    of_root.order("return 0")
+    assert host.hear()[0][1] in (1, -1)
+
+
+def test_the_end_of_file_everywhere_leaves_nothing(host: Host, branch: Host) -> None:
+    worker = branch.launch(1)
+    worker.answer()
+    worker.order("grandchild")
+    host.fds.append(grandchild := os.pidfd_open(worker.answer()["pid"]))
+    host.control.shutdown(socket.SHUT_RDWR)
+    branch.control.shutdown(socket.SHUT_RDWR)
+    assert gone(worker.death) and gone(grandchild)
+    assert host.process.wait() == 0
+
+
+def test_a_branch_and_its_workers_die_with_a_killed_root(host: Host, branch: Host) -> None:
+    worker = branch.launch(1)
+    host.fds.append(end := os.pidfd_open(worker.answer()["parent"]))
+    host.process.kill()
+    assert gone(end) and gone(worker.death)
+
+
+def test_a_branch_says_why_its_modules_are_unsuitable(host: Host) -> None:
+    branch = host.branch(-1, "no_such_module")
+    (tag, why), _ = branch.hear()
+    assert tag == wire.UNSUITABLE and "ModuleNotFoundError" in why
+    assert host.hear()[0] == [wire.EXITED, -1, 0]
+    host.launch(1)
+
+
+def test_half_a_line_of_an_import_is_printed_once(host: Host, tmp_path: Path) -> None:
+    branch = host.branch(-1, "half_a_line")
+    assert branch.hear()[0][0] == wire.HELLO
+    for key in range(3):
+        branch.launch(key).order("return 0")
+        branch.hear()
+    assert (tmp_path / "stderr").read_text() == "half a line"

@@ -1,0 +1,366 @@
+"""Workers that are forked from a branch of the zygote, which has imported their flow's module before."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from caravela import Flow, FlowRestarted, Supervisor, debounce, flow, repeat, wait_until
+from caravela.errors import BootError
+from caravela.supervisor import spec
+from caravela.supervisor.engines import branches, process
+
+FLOW = """
+from caravela import flow, repeat, wait_until
+
+def never(state):
+    return False
+
+f = flow("f", repeat(wait_until(never)), initial_state={"n": 0})
+"""
+Write = Callable[..., str]
+IN_THE_BRANCH = "import os, signal, sys\nif sys.getswitchinterval() > 0.001: "  # workers set a shorter one
+
+
+def unnamed() -> Flow:
+    """One that travels whole."""
+    return flow("unnamed", repeat(wait_until(lambda s: False), debounce(1)), initial_state={"n": 0})
+
+
+def here(state: dict[str, object]) -> dict[str, object]:
+    """Sent to workers, where it says what they are."""
+    import os
+    import sys
+
+    return {"parent": os.getppid(), "loaded": sorted(name for name in sys.modules if name.startswith("branched_"))}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a module with a flow ``f`` and something before it; returns the flow's address."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, before: str = "", folder: Path = tmp_path) -> str:
+        folder.mkdir(exist_ok=True)
+        (folder / f"branched_{name}.py").write_text(before + FLOW)
+        return f"branched_{name}:f"
+
+    return write
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as supervisor:
+        yield supervisor
+
+
+def parent(pid: int | None) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+def start(supervisor: Supervisor, address: str) -> int:
+    """Starts one and returns the parent of its worker."""
+    return parent(supervisor.start(address).pid)
+
+
+def root_of(supervisor: Supervisor) -> int:
+    assert isinstance(supervisor.engine, process.ProcessEngine)
+    zygote = supervisor.engine._zygote
+    assert zygote is not None
+    with open(f"/proc/self/fdinfo/{zygote.death}") as info:
+        return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
+
+
+def gone(*pidfds: int) -> bool:
+    """Waits for all of them, and closes; pytest's timeout is the bound."""
+    for fd in pidfds:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+        os.close(fd)
+    return True
+
+
+def test_the_first_comes_from_the_root_and_the_next_from_a_branch_of_it(supervisor: Supervisor, write: Write) -> None:
+    address = write("plain")
+    root = start(supervisor, address)
+    assert root == root_of(supervisor)
+    handles = [supervisor.start(address) for _ in range(3)]
+    (branch,) = {parent(handle.pid) for handle in handles}
+    assert branch != root and parent(branch) == root
+    handles[0].update(lambda s: s | {"n": 7})
+    assert [handle.get_state()["n"] for handle in handles] == [7, 0, 0]
+
+
+def test_a_flow_object_that_goes_by_name_uses_its_module(supervisor: Supervisor, write: Write) -> None:
+    module, _, _ = write("object").partition(":")
+    found = __import__(module).f
+    assert parent(supervisor.start(found).pid) == root_of(supervisor)
+    assert parent(supervisor.start(found).pid) != root_of(supervisor)
+
+
+def test_a_flow_without_a_name_is_always_the_roots(supervisor: Supervisor) -> None:
+    assert {parent(supervisor.start(unnamed()).pid) for _ in range(3)} == {root_of(supervisor)}
+
+
+def test_what_is_imported_once_is_fast_from_then_on(supervisor: Supervisor, write: Write) -> None:
+    busy = "import time\nend = time.monotonic() + 0.2\nwhile time.monotonic() < end: pass\n"
+    address = write("slow", busy)
+    supervisor.start(address)
+    start(supervisor, address)  # may wait for the branch
+    times = []
+    for _ in range(5):
+        before = time.monotonic()
+        supervisor.start(address)
+        times.append(time.monotonic() - before)
+    assert min(times) < 0.1
+
+
+def test_many_at_once_wait_for_one_import(supervisor: Supervisor, write: Write, tmp_path: Path) -> None:
+    counted = f"with open({str(tmp_path / 'imports')!r}, 'a') as file: file.write('.')\n"
+    address = write("counted", counted)
+    handles = [supervisor.start(address, wait=False) for _ in range(40)]
+    for handle in handles:
+        handle.get_state()
+    assert (tmp_path / "imports").read_text() == ".."  # the first start's, and the branch's
+
+
+def test_launches_do_not_wait_long_for_a_branch(
+    supervisor: Supervisor, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branches, "AWAITED", 0.05)
+    address = write("hanging", f"{IN_THE_BRANCH}signal.pause()\n")
+    assert {start(supervisor, address) for _ in range(3)} == {root_of(supervisor)}
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("threaded", "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"),
+        ("opening", "file = open(__file__)\n"),
+        ("handling", "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n"),
+        ("spawning", "import subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)\n"),
+        ("leaving", f"{IN_THE_BRANCH}os._exit(3)\n"),
+        ("breaking", f"{IN_THE_BRANCH}os.abort()\n"),
+    ],
+)
+def test_a_module_that_forks_cannot_share_is_each_workers_own(
+    supervisor: Supervisor, write: Write, name: str, before: str
+) -> None:
+    address = write(name, before)
+    assert {start(supervisor, address) for _ in range(3)} == {root_of(supervisor)}
+    assert isinstance(supervisor.engine, process.ProcessEngine)
+    assert list(supervisor.engine._branches) == []
+
+
+def test_an_import_that_ends_its_process_is_a_boot_error_as_ever(supervisor: Supervisor, write: Write) -> None:
+    for name, before in (("raising", "1 / 0\n"), ("exiting", "raise SystemExit(3)\n")):
+        address = write(name, before)
+        for _ in range(3):
+            with pytest.raises(BootError, match=r"ZeroDivisionError|SystemExit"):
+                supervisor.start(address)
+
+
+def test_the_surroundings_are_those_of_the_start(
+    supervisor: Supervisor, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = "import os\nREAD = os.environ.get('TENANT')\n"
+    address = write("reads", reads)
+    told = []
+    for tenant in "aabba":
+        monkeypatch.setenv("TENANT", tenant)
+        handle = supervisor.start(address)
+        told.append(handle.update(lambda s: {"read": __import__("branched_reads").READ})["read"])
+    assert told == list("aabba")
+
+
+def test_another_path_is_another_module(
+    supervisor: Supervisor, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = write("twin", "WHICH = 1\n")
+    write("twin", "WHICH = 2\n", tmp_path / "other")
+    which = lambda s: {"which": __import__("branched_twin").WHICH}  # noqa: E731
+    assert [supervisor.start(address).update(which)["which"] for _ in range(2)] == [1, 1]
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    assert [supervisor.start(address).update(which)["which"] for _ in range(2)] == [2, 2]
+
+
+def test_idle_branches_are_few(supervisor: Supervisor, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "MOST", 2)
+    kept = write("kept")
+    start(supervisor, kept)
+    of_kept = start(supervisor, kept)
+    for number in range(4):
+        address = write(f"other{number}")
+        for _ in range(2):
+            supervisor.start(address).stop()
+    assert isinstance(supervisor.engine, process.ProcessEngine)
+    assert len(list(supervisor.engine._branches)) <= 2
+    assert start(supervisor, kept) == of_kept  # it has a worker
+
+
+# ------------------------------------------------------------------ preload=
+
+
+def test_preloaded_modules_serve_flows_without_a_name(write: Write) -> None:
+    write("early")
+    with Supervisor(preload=["branched_early"]) as supervisor:
+        handle = supervisor.start(unnamed())
+        facts = handle.update(here)
+        assert facts["loaded"] == ["branched_early"]
+        assert facts["parent"] != root_of(supervisor)
+
+
+def test_preloaded_modules_are_in_every_branch(write: Write) -> None:
+    write("common")
+    address = write("own")
+    with Supervisor(preload=("branched_common",)) as supervisor:
+        supervisor.start(address)
+        assert supervisor.start(address).update(here)["loaded"] == ["branched_common", "branched_own"]
+
+
+def test_preload_false_means_no_branches(write: Write) -> None:
+    address = write("never")
+    with Supervisor(preload=False) as supervisor:
+        assert {start(supervisor, address) for _ in range(3)} == {root_of(supervisor)}
+
+
+@pytest.mark.parametrize("wrong", [None, "json", True, (1,), {"json"}])
+def test_what_preload_takes(wrong: object) -> None:
+    with pytest.raises(TypeError, match="preload="):
+        spec.modules(wrong)
+    with pytest.raises(ValueError, match="not the name of a module"):
+        spec.modules(("a-b",))
+    assert spec.modules(["a.b"]) == ("a.b",)
+
+
+def test_a_preload_that_cannot_be_is_told(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    with Supervisor(preload=("branched_nowhere",)) as supervisor:
+        supervisor.start(unnamed())  # waits for the branch
+        assert parent(supervisor.start(unnamed()).pid) == root_of(supervisor)
+    assert "ModuleNotFoundError: No module named 'branched_nowhere'" in caplog.text
+
+
+# ------------------------------------------------------------------ dying
+
+
+def test_a_branch_killed_alone_restarts_its_flows_from_a_new_one(write: Write) -> None:
+    address = write("branch_killed")
+    with Supervisor(max_restarts=0) as supervisor:  # a restart that is charged would be the end
+        bystander = supervisor.start(address)
+        handles = [supervisor.start(address) for _ in range(3)]
+        branch = parent(handles[0].pid)
+        subscriptions = [handle.subscribe(kinds=(FlowRestarted,)) for handle in handles]
+        os.kill(branch, signal.SIGKILL)
+        for subscription in subscriptions:
+            restarted = subscription.get()
+            assert isinstance(restarted, FlowRestarted) and restarted.cause and restarted.cause.kind == "zygote_lost"
+        assert bystander.incarnation == 1
+        again = start(supervisor, address)
+        assert again != branch and parent(again) == root_of(supervisor)
+
+
+def test_a_killed_root_takes_branches_and_workers_and_the_flows_restart(write: Write) -> None:
+    address = write("root_killed")
+    with Supervisor(max_restarts=0) as supervisor:
+        handles = [supervisor.start(address) for _ in range(3)]
+        subscriptions = [handle.subscribe(kinds=(FlowRestarted,)) for handle in handles]
+        root, branch = root_of(supervisor), parent(handles[2].pid)
+        ends = [os.pidfd_open(pid) for pid in (branch, *(handle.pid or 0 for handle in handles))]
+        os.kill(root, signal.SIGKILL)
+        for subscription in subscriptions:
+            restarted = subscription.get()
+            assert isinstance(restarted, FlowRestarted) and restarted.cause and restarted.cause.kind == "zygote_lost"
+        assert gone(*ends)
+        start(supervisor, address)
+        assert parent(start(supervisor, address)) == root_of(supervisor) != root
+
+
+def test_a_worker_of_a_branch_dies_and_restarts_as_any_other(supervisor: Supervisor, write: Write) -> None:
+    address = write("worker_killed")
+    start(supervisor, address)
+    handle = supervisor.start(address)
+    branch, end = parent(handle.pid), handle.subscribe(kinds=(FlowRestarted,))
+    assert handle.pid is not None
+    os.kill(handle.pid, signal.SIGSEGV)
+    restarted = end.get()
+    assert isinstance(restarted, FlowRestarted) and str(restarted.cause).startswith("SIGSEGV")
+    assert parent(handle.pid) == branch
+
+
+def test_closing_ends_a_branch_that_still_imports(write: Write, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    waits = (
+        f"import os\nif os.path.exists({str(tmp_path / 'on')!r}):\n    with open({str(tmp_path / 'fifo')!r}) as file:"
+    )
+    write("waits", f"{waits} file.read()\n")
+    (tmp_path / "on").write_text("")
+    with Supervisor(preload=("branched_waits",)):
+        writes = os.open(tmp_path / "fifo", os.O_WRONLY)  # returns once the branch is at its import
+        before = time.monotonic()
+    assert time.monotonic() - before < process.GONE_WITHIN
+    os.close(writes)
+
+
+def test_a_stopped_branch_does_not_hold_up_the_closing(write: Write) -> None:
+    address = write("stopped")
+    with Supervisor() as supervisor:
+        start(supervisor, address)
+        handle = supervisor.start(address)
+        branch = parent(handle.pid)
+        ends = os.pidfd_open(branch), os.pidfd_open(handle.pid or 0)
+        os.kill(branch, signal.SIGSTOP)
+        handle.stop()
+    assert gone(*ends)
+
+
+HOST = """
+import sys
+sys.path.insert(0, {path!r})
+from caravela import Supervisor
+def parent(pid):
+    with open(f"/proc/{{pid}}/stat") as file: return int(file.read().rpartition(")")[2].split()[1])
+supervisor = Supervisor().open()
+pids = [supervisor.start({address!r}).pid for _ in range(3)]
+print(*pids, *set(map(parent, pids)), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_a_second_after_the_host_was_killed(write: Write, tmp_path: Path) -> None:
+    code = HOST.format(path=str(tmp_path), address=write("host_killed"))
+    host = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert host.stdin and host.stdout
+    pids = list(map(int, host.stdout.readline().split()))
+    assert len(pids) == 5  # three workers, the root, the branch
+    ends = list(map(os.pidfd_open, pids))
+    before = time.monotonic()
+    host.kill()
+    assert gone(*ends)
+    assert time.monotonic() - before < 1.0
+    host.wait()
+    host.stdin.close()
+    host.stdout.close()
+
+
+def test_a_forked_child_lets_go_of_the_branches(supervisor: Supervisor, write: Write) -> None:
+    address = write("forked")
+    start(supervisor, address)
+    handle = supervisor.start(address)
+    branch = os.pidfd_open(parent(handle.pid))
+    asks, tells = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(tells)
+        os.read(asks, 1)
+        os._exit(0)
+    os.close(asks)
+    supervisor.close()
+    assert gone(branch)  # the child does not keep it
+    os.close(tells)
+    os.waitpid(child, 0)

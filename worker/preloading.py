@@ -1,0 +1,92 @@
+"""What a branch of the zygote does before it forks workers: it imports, then looks whether forks may share what came.
+
+What does not survive a fork whole, or must not be shared by forks, makes a module unsuitable: threads, descriptors (a
+connection), child processes, ways to take signals. Such a module each worker imports for itself.
+"""
+
+import importlib
+import os
+import re
+import select
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..protocol import payload
+from . import boot
+
+LINGERS: Final = 0.1
+"""Seconds for which a thread that was joined may still be seen."""
+
+_SIGNALS: Final = re.compile(r"^Sig(?:Blk|Ign|Cgt):\s*(\w+)$", re.MULTILINE)
+_OF_LIBC: Final = 0b11 << 31
+"""Signals 32 and 33, which the C library begins to catch at the first thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Traces:
+    """What an import may leave behind that is more than memory."""
+
+    fds: tuple[str, ...]
+    signals: tuple[int, ...]
+
+    @classmethod
+    def now(cls) -> "_Traces":
+        signals = _SIGNALS.findall(Path("/proc/self/status").read_text())
+        fds = sorted(os.listdir("/proc/self/fd"))
+        return cls(tuple(fds), tuple(int(mask, 16) & ~_OF_LIBC for mask in signals))
+
+
+def preload(modules: Iterable[str], environment: bytes) -> str | None:
+    """Takes the host's surroundings over and imports ``modules``; returns why they are unsuitable, if they are."""
+    before = _Traces.now()
+    try:
+        boot.adopt(payload.decode(environment))
+        boot.known = environment
+        for module in modules:
+            importlib.import_module(module)
+    except BaseException as error:  # a user's module may even ask the interpreter to exit
+        return f"its import raised {type(error).__name__}: {error}"
+    after = _Traces.now()
+    if after.fds != before.fds:
+        return "it opens or closes file descriptors when it is imported"
+    if after.signals != before.signals:
+        return "it changes how signals are taken when it is imported"
+    if _has_children():
+        return "it starts a process when it is imported"
+    if _has_threads():
+        return "it starts a thread when it is imported"
+    return None
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _has_threads() -> bool:
+    """A native pool that knows of forks, as OpenBLAS' does, ends itself before one and is made anew later."""
+    if len(sys._current_frames()) > 1:
+        return True
+    if _tasks() == 1:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python ≥ 3.12 warns of the very thing that is tried here
+        if (pid := os.fork()) == 0:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    end = time.monotonic() + LINGERS
+    while _tasks() > 1 and time.monotonic() < end:
+        select.poll().poll(1)
+    return _tasks() > 1
+
+
+def _tasks() -> int:
+    return len(os.listdir("/proc/self/task"))
