@@ -75,9 +75,7 @@ def export(value: Any, *, what: str) -> Portable:
 
     Raises ``NotPortable``, naming the path to what cannot travel, and ``LimitExceeded``.
     """
-    if path_changed():
-        _registered.clear()
-        _by_name.clear()
+    _look_at_the_path()
     try:
         return _export(value, what)
     except KeyboardInterrupt:
@@ -86,6 +84,20 @@ def export(value: Any, *, what: str) -> Portable:
         raise
     except BaseException as error:  # the user's own __reduce__ and properties run here: SystemExit, RecursionError, …
         raise culprit.blame(value, what, error, lambda part: _export(part, what)) from error
+
+
+def address(flow: Any) -> str:
+    """``module:qualname`` under which a worker finds that very flow; empty where there is none."""
+    _look_at_the_path()
+    place = flow.__caravela_name__()
+    return ":".join(place) if place is not None and importable(place[0]) else ""
+
+
+def _look_at_the_path() -> None:
+    """What is known about importable things holds for one ``sys.path``."""
+    if path_changed():
+        _registered.clear()
+        _by_name.clear()
 
 
 def _export(value: Any, what: str) -> Portable:

@@ -10,8 +10,7 @@ from ..flows.flow import Flow
 from ..flows.outcomes import UNSET
 from ..protocol import messages, payload
 from ..protocol.codec import encode
-from ..protocol.functions import Held, Portable, export
-from ..protocol.importable import importable
+from ..protocol.functions import Held, Portable, address, export
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +24,20 @@ class Boot:
     @classmethod
     def of(cls, flow: Flow | str, state: Any) -> "Boot":
         """Raises ``NotPortable`` and ``LimitExceeded``; ``state`` may be ``UNSET``."""
-        portable = export(flow, what="flow") if isinstance(flow, Flow) else Portable(payload.encode(flow))
-        return cls(portable, None if state is UNSET else export(state, what="initial_state"), _modules(flow))
+        name = flow if isinstance(flow, str) else address(flow)
+        return cls(
+            flow=Portable(payload.encode(name)) if name else export(flow, what="flow"),
+            state=None if state is UNSET else export(state, what="initial_state"),
+            modules=(name.partition(":")[0],) if name else (),
+        )
 
-    def frames(self, nonce: bytes, interest: int, held: Held) -> bytes:
+    def frames(self, nonce: bytes, interest: int, held: Held, environment: bytes) -> bytes:
         """All that a worker needs to begin; nothing has to be answered first."""
         needs = self.flow.needs + (self.state.needs if self.state else ())
         options = payload.encode({"interest": interest}, what="options")
-        start = messages.Start(self.flow.data, self.state.data if self.state else b"", options, environment())
+        start = messages.Start(self.flow.data, self.state.data if self.state else b"", options, environment)
         hello = messages.Hello(messages.VERSION, os.getpid(), nonce)
         return b"".join(map(encode, [hello, *held.missing(needs), start]))
-
-
-def _modules(flow: Flow | str) -> tuple[str, ...]:
-    if isinstance(flow, str):
-        return (flow.partition(":")[0],)
-    place = flow.__caravela_name__()
-    return (place[0],) if place is not None and importable(place[0]) else ()
 
 
 def environment() -> bytes:

@@ -21,9 +21,9 @@ from ..protocol.functions import Held
 from ..protocol.status import Status
 from . import core, events
 from .audience import Audience
-from .boot import Boot
+from .boot import Boot, environment
 from .calls import Call
-from .engines.base import Engine
+from .engines.base import Engine, Setting
 from .entries import Asking, Sending
 from .events import Encoded
 from .inbox import Inbox, error_in
@@ -329,8 +329,9 @@ class Runner:
         link, held = self._link, Held()
         link.key = self._key = self.home.next_key(self)
         self._inbox.attach(link)
-        self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held), held)
-        self.home.engine.launch(link.key, ends, self._boot.modules)
+        here = environment()
+        self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held, here), held)
+        self.home.engine.launch(link.key, ends, Setting(self._boot.modules, here))
 
     def launched(self, key: int, pid: int, death: int) -> None:
         if self._link and self._link.key == key:

@@ -48,8 +48,7 @@ def ask(pipe: Pipe) -> Asked:
     came = deque(pipe.await_input())
     match came.popleft():
         case Hello(version=version, nonce=nonce) if version == VERSION:
-            pipe.send(Hello(VERSION, os.getpid(), nonce))
-            pipe.flush()
+            pipe.send(Hello(VERSION, os.getpid(), nonce))  # goes with what comes next: nobody waits for it alone
         case other:
             raise ProtocolError(f"not a greeting of version {VERSION}: {other}")
     needs: list[Code | Define] = []

@@ -3,11 +3,11 @@
 import os
 import signal
 import sys
-from typing import Final
 
 from caravela.errors import ProtocolError, StepRaised
 
 from ..protocol import payload
+from ..protocol.codec import Decoder
 from ..protocol.messages import BootFailed, Crashed, Ready
 from ..protocol.status import Page
 from . import boot, exits
@@ -15,21 +15,19 @@ from .loop import Loop, text
 from .pipe import Halted, HostGone, Pipe
 from .tasks import TaskRunner
 
-SWITCH: Final = 0.0005
-"""Seconds that a body on a thread may keep the interpreter while the loop wants it (Python's own: 0.005)."""
 
-
-def run(reads: int, writes: int, page: int, *, home: bool = False, halt: int | None = None) -> int:
+def run(
+    reads: int, writes: int, page: int, *, decoder: Decoder | None = None, home: bool = False, halt: int | None = None
+) -> int:
     """Runs one flow, on this thread, and returns the exit code. The fds stay the caller's.
 
-    ``home``: in the host's own process, of which then nothing is changed; where the host's end of a pipe is closed, or
-    ``halt`` becomes readable, it returns. A worker in a process of its own dies there, with its group.
+    ``decoder``: a fresh one, made beforehand. ``home``: in the host's own process, of which then nothing is changed;
+    where the host's end of a pipe is closed, or ``halt`` becomes readable, it returns. A worker in a process of its own
+    dies there, with its group.
     """
-    if not home:
-        sys.setswitchinterval(SWITCH)
     status = Page.attach(page)
     try:
-        return _live(Pipe(reads, writes, halt), status, home)
+        return _live(Pipe(reads, writes, decoder or Decoder("to_worker"), halt), status, home)
     except HostGone:
         if not home:
             os.killpg(0, signal.SIGKILL)

@@ -6,7 +6,7 @@ from collections import deque
 from itertools import islice
 from typing import Final
 
-from ..protocol import codec
+from ..protocol.codec import Decoder, encode
 from ..protocol.messages import ToSupervisor, ToWorker
 
 READ: Final = 64 * 2**10
@@ -29,11 +29,11 @@ class Halted(Exception):
 class Pipe:
     """Frames in and out. ``halt``, if given, is an fd that becomes readable when the worker must end at once."""
 
-    def __init__(self, reads: int, writes: int, halt: int | None = None) -> None:
+    def __init__(self, reads: int, writes: int, decoder: Decoder, halt: int | None = None) -> None:
         self.reads, self.writes, self.halt = reads, writes, halt
         os.set_blocking(reads, False)
         os.set_blocking(writes, False)
-        self._decoder = codec.Decoder("to_worker")
+        self._decoder = decoder
         self._out: deque[bytes | memoryview] = deque()
         self.unsent = 0
         """Bytes."""
@@ -55,7 +55,7 @@ class Pipe:
 
     def send(self, message: ToSupervisor) -> None:
         """Takes it; ``flush`` writes it."""
-        data = codec.encode(message)
+        data = encode(message)
         self._out.append(data)
         self.unsent += len(data)
 

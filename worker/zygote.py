@@ -26,6 +26,7 @@ import socket
 import sys
 import time
 import traceback
+from _signal import signal as _set_disposition  # type: ignore[import-not-found]  # typeshed has no private modules
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
@@ -58,8 +59,10 @@ _LAST_FD: Final = 2**31 - 1
 Run = Callable[[int, int, int], int]
 """Reads messages, writes messages, status page → exit code."""
 
-# Looked up here once: in each worker the look-up alone would copy twenty pages.
-_prctl = ctypes.PyDLL(None, use_errno=True).prctl
+# In each worker the enumerations of `signal.signal` would copy thirty pages, to look up `prctl` twenty: hence
+# `_set_disposition` with bare numbers, and the look-up here once.
+_SIGINT, _SIG_DFL = int(signal.SIGINT), int(signal.SIG_DFL)
+_prctl = ctypes.PyDLL(None).prctl
 _prctl.argtypes = ctypes.c_int, ctypes.c_ulong
 
 
@@ -96,8 +99,6 @@ def _leave_the_host(control: int) -> None:
         os.close(null)
     os.setsid()
     _reset_signals()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # Whole lines, also with PYTHONUNBUFFERED, and none of a killed worker is lost.
@@ -128,7 +129,9 @@ def _close_all_but(kept: Iterable[int]) -> None:
 class Zygote:
     def __init__(self, host: socket.socket, nofile: int, run: Run) -> None:
         self._host = host
-        self._nofile = nofile
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd a worker
+        self._limits = nofile, hard  # of workers
         self._run = run
         self._pid = os.getpid()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd → (key, pid): workers and branches
@@ -210,20 +213,17 @@ class Zygote:
                 if stream is not None:
                     stream.flush()  # half a line would come out of every worker
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            signal.set_wakeup_fd(-1)
             _freeze()
-            Zygote(host, self._nofile, self._run).serve()
+            Zygote(host, self._limits[0], self._run).serve()
         return exits.ENDED
 
     def _leave_the_zygote(self, kept: list[int]) -> None:
         _arm_parent_death_signal(self._pid)
         os.setsid()
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _set_disposition(_SIGINT, _SIG_DFL)
         _close_all_but(kept)
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
 
     # ------------------------------------------------------------------ dying
 
@@ -303,7 +303,7 @@ def _kill_group(pid: int) -> None:
 def _arm_parent_death_signal(parent: int) -> None:
     """Not inherited by fork, so at every fork. The zygote has one thread, whose end is the end of the process."""
     if _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+        raise OSError("prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it died before the signal was armed
         os._exit(exits.HOST_GONE)
 

@@ -21,6 +21,14 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """What a worker is going to import, and in which surroundings, encoded: what a module reads there it reads once."""
+
+    modules: tuple[str, ...]
+    environment: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Launched:
     """The worker runs. ``death`` becomes readable when it is gone; the engine keeps and closes it."""
 
@@ -65,10 +73,10 @@ class Loop(Protocol):
 class Engine(Protocol):
     def open(self, loop: Loop) -> None: ...
 
-    def launch(self, key: int, ends: Ends, modules: tuple[str, ...] = ()) -> None:
+    def launch(self, key: int, ends: Ends, setting: Setting) -> None:
         """Ends in ``Launched`` or ``LaunchFailed``; after ``Launched`` comes exactly one ``Exited``.
 
-        ``modules``: what the worker is going to import; an engine may have imported it beforehand.
+        An engine may have imported beforehand what ``setting`` names.
         """
         ...
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Final
 
-from ..boot import environment
-from .base import Loop
+from .base import Loop, Setting
 from .deaths import send_signal
-from .zygote import Branch, Request, Setting, branch
+from .zygote import Branch, Request, branch
 
 MOST: Final = 16
 """Branches of one engine: each holds what its modules take in memory."""
@@ -38,15 +37,14 @@ class Branches:
     def __iter__(self) -> Iterator[Branch]:
         return iter(list(self._all.values()))
 
-    def setting(self, modules: tuple[str, ...]) -> Setting | None:
-        """As of now; None for what starts from the root."""
+    def setting(self, wanted: Setting) -> Setting | None:
+        """Of the branch for it; None for what starts from the root."""
         if self._preload is None:
             return None
-        every = tuple(dict.fromkeys((*self._preload, *modules)))
-        if not every:
+        every = tuple(dict.fromkeys((*self._preload, *wanted.modules)))
+        if not every or self._unsuitable.get(every) == wanted.environment:
             return None
-        here = environment()
-        return None if self._unsuitable.get(every) == here else Setting(every, here)
+        return Setting(every, wanted.environment)
 
     def use(self, setting: Setting) -> Branch | None:
         found = self._all.pop(setting, None)

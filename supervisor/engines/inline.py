@@ -15,7 +15,7 @@ from caravela.errors import Cause
 
 from ...worker import exits
 from ...worker.main import run
-from .base import Ends, Exited, Launched, LaunchFailed, Loop
+from .base import Ends, Exited, Launched, LaunchFailed, Loop, Setting
 
 GONE_WITHIN: Final = 2.0
 """Seconds that ``close`` waits for all workers together."""
@@ -62,7 +62,7 @@ class InlineEngine:
     def open(self, loop: Loop) -> None:
         self._loop = loop
 
-    def launch(self, key: int, ends: Ends, modules: tuple[str, ...] = ()) -> None:
+    def launch(self, key: int, ends: Ends, setting: Setting) -> None:
         worker = _Worker(key, ends)
         try:
             worker.start()

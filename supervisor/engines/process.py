@@ -13,11 +13,12 @@ from typing import Final
 from caravela.errors import Cause
 
 from ...worker import zygote as wire
+from ..boot import environment
 from ..limits import fds_of_the_host
-from .base import Ends, Exited, Launched, LaunchFailed, Loop
+from .base import Ends, Exited, Launched, LaunchFailed, Loop, Setting
 from .branches import Branches
 from .deaths import cause, kill_group, readable, send_signal
-from .zygote import Branch, Request, Setting, Zygote, close_fd, spawn
+from .zygote import Branch, Request, Zygote, close_fd, spawn
 
 UNANSWERED: Final = 8
 """Requests before a zygote at once: a SEQPACKET socket holds ten packets, and fds in flight are counted too."""
@@ -74,21 +75,21 @@ class ProcessEngine:
         self._loop = loop
         self._branches.open(loop, self._receive, self._await_no_longer)
         self._start_zygote()
-        if setting := self._branches.setting(()):
-            self._branch_out(setting)
+        if preloaded := self._branches.setting(Setting((), environment())):
+            self._branch_out(preloaded)
 
-    def launch(self, key: int, ends: Ends, modules: tuple[str, ...] = ()) -> None:
+    def launch(self, key: int, ends: Ends, setting: Setting) -> None:
         """The first of its modules goes to the zygote at once, with a request for a branch to follow."""
         request = Request.launch(key, ends)
-        setting = self._branches.setting(modules)
-        branch = self._branches.use(setting) if setting else None
+        preloaded = self._branches.setting(setting)
+        branch = self._branches.use(preloaded) if preloaded else None
         if branch is not None and branch.serves:
             branch.queue.append(request)
             self._ask(branch)
             return
         self._queue.append(request)
-        if setting and branch is None:
-            self._branch_out(setting)
+        if preloaded and branch is None:
+            self._branch_out(preloaded)
         self._ask_the_root()
 
     def terminate(self, key: int) -> None:

@@ -19,7 +19,7 @@ import msgpack
 
 from ...worker import zygote as wire
 from ..limits import with_enough_fds
-from .base import Ends
+from .base import Ends, Setting
 from .deaths import signal_name
 
 _ONE_FD: Final = socket.CMSG_SPACE(array.array("i").itemsize)
@@ -100,17 +100,9 @@ class Zygote:
         return f"exit code {ended.si_status}" if ended.si_code == os.CLD_EXITED else signal_name(ended.si_status)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a branch has imported, and in which surroundings: what a module reads there it reads once."""
-
-    modules: tuple[str, ...]
-    environment: bytes
-
-
 @dataclass(slots=True, eq=False, kw_only=True)
 class Branch(Zygote):
-    """``death`` is -1 until the root has told it. ``key`` is its own at the root, below zero.
+    """``setting``: what it imports. ``death`` is -1 until the root has told it; ``key`` its own there, below zero.
 
     ``stop_waiting`` cancels the timer after which launches do not wait for it any more.
     """

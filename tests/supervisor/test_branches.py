@@ -25,7 +25,7 @@ def never(state):
 f = flow("f", repeat(wait_until(never)), initial_state={"n": 0})
 """
 Write = Callable[..., str]
-IN_THE_BRANCH = "import os, signal, sys\nif sys.getswitchinterval() > 0.001: "  # workers set a shorter one
+IN_THE_BRANCH = "import os, signal, traceback\nif any(frame.name == 'preload' for frame in traceback.extract_stack()): "
 
 
 def unnamed() -> Flow:

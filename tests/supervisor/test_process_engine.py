@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from caravela.errors import Cause
-from caravela.supervisor.engines.base import Ends, Exited, Launched, LaunchFailed, Report
+from caravela.supervisor.boot import environment
+from caravela.supervisor.engines.base import Ends, Exited, Launched, LaunchFailed, Report, Setting
 from caravela.supervisor.engines.process import UNANSWERED, ZYGOTES, ProcessEngine
 from caravela.worker import zygote as wire
 
@@ -96,7 +97,7 @@ class Host:
     def ask(self, key: int, *modules: str) -> None:
         (reads, self.orders[key]), (self.answers[key], writes) = os.pipe(), os.pipe()
         self.fds += [self.orders[key], self.answers[key]]
-        self.engine.launch(key, Ends(reads, writes, os.memfd_create("page")), modules)
+        self.engine.launch(key, Ends(reads, writes, os.memfd_create("page")), Setting(modules, environment()))
 
     def launch(self, key: int, *modules: str) -> Launched:
         self.ask(key, *modules)
@@ -351,7 +352,8 @@ def test_a_forked_child_forgets_without_hurting_anybody(host: Host) -> None:
 HOST = """
 import select, os, sys
 sys.path.insert(0, {tests!r})
-from caravela.supervisor.engines.base import Ends
+from caravela.supervisor.boot import environment
+from caravela.supervisor.engines.base import Ends, Setting
 from caravela.supervisor.engines.process import ProcessEngine
 class Loop:
     def __init__(self): self.watched, self.reports = {{}}, []
@@ -362,7 +364,7 @@ class Loop:
 loop, engine = Loop(), ProcessEngine(worker="fake_workers:obedient")
 engine.open(loop)
 (reads, orders), (answers, writes) = os.pipe(), os.pipe()
-engine.launch(1, Ends(reads, writes, os.memfd_create("page")))
+engine.launch(1, Ends(reads, writes, os.memfd_create("page")), Setting((), environment()))
 while not loop.reports:
     for fd in select.select(list(loop.watched), [], [])[0]: loop.watched[fd]()
 os.read(answers, 1)

@@ -70,6 +70,7 @@ class Host:
             self.code = worker(reads, writes, page, home=True, halt=self.halt)
             os.close(writes)
 
+        self._greeted = False
         self._thread = threading.Thread(target=live)
         self._thread.start()
 
@@ -81,8 +82,8 @@ class Host:
             data = data[os.write(self._out, data) :]
 
     def greet(self) -> None:
+        """It answers with what it says next."""
         self.write(Hello(VERSION, os.getpid(), b"nonce"))
-        assert self.read() == Hello(VERSION, os.getpid(), b"nonce")
 
     def start(self, made: Flow | str, state: object = None, interest: int = 1, *more: Any) -> Ready:
         self.greet()
@@ -101,11 +102,16 @@ class Host:
         self.write(*self.made(fn, *args, call=call))
 
     def read(self) -> Any:
-        while not self._came:
-            data = os.read(self._in, 65536)
-            assert data, "the worker has closed its pipe"
-            self._came += self._decoder.feed(data)
-        return self._came.popleft()
+        while True:
+            while not self._came:
+                data = os.read(self._in, 65536)
+                assert data, "the worker has closed its pipe"
+                self._came += self._decoder.feed(data)
+            frame = self._came.popleft()
+            if self._greeted:
+                return frame
+            self._greeted = True
+            assert frame == Hello(VERSION, os.getpid(), b"nonce")
 
     def hear(self, kind: type[Frame]) -> Frame:
         frame = self.read()
