@@ -19,7 +19,8 @@ def measure(flows: int, seconds: float) -> Section:
             handle.get_state()
         pids = [handle.pid for handle in handles if handle.pid]
         zygote = proc.parent(pids[0])
-        loop = supervisor.loop.thread.native_id
+        assert supervisor._household
+        loop = supervisor._household.loop.thread.native_id
         assert loop is not None
 
         def look() -> tuple[Work, Work, Work]:

@@ -140,9 +140,10 @@ class RetriesExhausted(Reason):
 
     attempts: int
     last: Any = None
+    path: str = ""
 
     def __str__(self) -> str:
-        return f"asked for another try after {self.attempts} attempts"
+        return f"{self.path or 'a step'} asked for another try after {self.attempts} attempts"
 
 
 @dataclass(eq=False)

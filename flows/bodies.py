@@ -53,7 +53,8 @@ class Bodies(Core):
     def _again(self, branch: Branch, step: Run, reason: Any, now: float) -> None:
         attempt = branch.attempt
         if attempt > step.retries:
-            self._fail(RetriesExhausted(attempt, self._visible.value()) if reason is UNSET else reason)
+            spent = RetriesExhausted(attempt, self._visible.value(), self._path(branch)) if reason is UNSET else reason
+            self._fail(spent)
         branch.activity = BackingOff(step, attempt + 1, now + delay_ms(step, attempt, self._draw) / 1000)
 
     # -------------------------------------------------------------- each

@@ -34,6 +34,7 @@ _DURATION: Final = "must be a number of milliseconds or a timedelta"
 _UNUSUAL: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _SHORT: Final = Repr()
 _SHORT.maxother = _SHORT.maxstring = 60
+_BUILDER: Final = f"{__package__}.builder"
 
 
 class Place:
@@ -235,6 +236,8 @@ def _hint(value: object) -> str:
             return "; put its steps there: *flow.root.steps"
         case list() | tuple():
             return "; unpack it: *steps"
+        case FunctionType(__module__=module, __name__=name) if module == _BUILDER:
+            return f"; call it: {name}(…)"
         case _ if callable(value):
             return "; wrap it: run(fn) or set_state(fn)"
         case _:

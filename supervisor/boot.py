@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..flows.flow import Flow
+from ..flows.flow import Flow, is_factory
 from ..flows.outcomes import UNSET
 from ..protocol import messages, payload
 from ..protocol.codec import encode
@@ -25,9 +25,12 @@ class Boot:
     def of(cls, flow: Flow | str, state: Any) -> "Boot":
         """Raises ``NotPortable`` and ``LimitExceeded``; ``state`` may be ``UNSET``."""
         name = flow if isinstance(flow, str) else address(flow)
+        sent = None if state is UNSET else export(state, what="initial_state")
+        if sent and sent.needs and not is_factory(state):
+            payload.encode(state, what="initial_state")  # as the worker sends it back, which knows no local classes
         return cls(
             flow=Portable(payload.encode(name)) if name else export(flow, what="flow"),
-            state=None if state is UNSET else export(state, what="initial_state"),
+            state=sent,
             modules=(name.partition(":")[0],) if name else (),
         )
 

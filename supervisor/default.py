@@ -5,26 +5,38 @@ one it runs unsupervised (never restarted) in a supervisor of this module, which
 interpreter closes.
 """
 
+import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ..flows.flow import Flow
 from .events import Terminal
 from .handle import FlowHandle
 from .supervisor import Supervisor, running
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _lock = threading.Lock()
 _own: Supervisor | None = None
 
 
-def start(flow: Flow | str, **options: Any) -> FlowHandle:
-    """Start a flow; the options are those of :meth:`Supervisor.start`."""
-    supervisor = running()
-    if supervisor is not None:
-        return supervisor.start(flow, **options)
-    return _unsupervised().start(flow, **options)
+def _signed_as(method: Callable[Concatenate[Supervisor, P], R]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Gives a function the parameters of a method, also for editors, so that they are written once."""
+
+    def sign(function: Callable[..., R]) -> Callable[P, R]:
+        _, *parameters = inspect.signature(method).parameters.values()
+        function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect looks there
+        return function
+
+    return sign
+
+
+@_signed_as(Supervisor.start)
+def start(*args: Any, **options: Any) -> FlowHandle:
+    """See :meth:`Supervisor.start`."""
+    return (running() or _unsupervised()).start(*args, **options)
 
 
 def signal(handle: FlowHandle, function: Callable[..., Any] | str, *args: Any, timeout: float = 5.0) -> None:

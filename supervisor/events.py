@@ -75,7 +75,8 @@ class Carrier(Event):
         return replace(self, carried=self.carried.copy()) if isinstance(self.carried, Encoded) else self
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.carried!r}, flow_id={self.flow_id!r}, seq={self.seq})"
+        place = f"flow_id={self.flow_id!r}, incarnation={self.incarnation}, seq={self.seq}"
+        return f"{type(self).__name__}({self.carried!r}, {place})"
 
     def _get(self) -> Any:
         return self.carried.get() if isinstance(self.carried, Encoded) else self.carried
@@ -85,18 +86,8 @@ class WithState(Carrier):
     __slots__ = ()
     __match_args__ = ("state",)
 
-    def __init__(
-        self,
-        state: Any = None,
-        *,
-        carried: Any = UNSET,
-        flow_id: str = "",
-        tag: Any = None,
-        incarnation: int = 1,
-        seq: int = 0,
-    ) -> None:
-        value = state if carried is UNSET else carried
-        super().__init__(value, flow_id=flow_id, tag=tag, incarnation=incarnation, seq=seq)
+    def __init__(self, state: Any = None, *, carried: Any = UNSET, **event: Any) -> None:
+        super().__init__(state if carried is UNSET else carried, **event)
 
     @property
     def state(self) -> Any:
@@ -127,18 +118,8 @@ class FlowError(Carrier):
     __slots__ = ()
     __match_args__ = ("reason",)
 
-    def __init__(
-        self,
-        reason: Any = None,
-        *,
-        carried: Any = UNSET,
-        flow_id: str = "",
-        tag: Any = None,
-        incarnation: int = 1,
-        seq: int = 0,
-    ) -> None:
-        value = reason if carried is UNSET else carried
-        super().__init__(value, flow_id=flow_id, tag=tag, incarnation=incarnation, seq=seq)
+    def __init__(self, reason: Any = None, *, carried: Any = UNSET, **event: Any) -> None:
+        super().__init__(reason if carried is UNSET else carried, **event)
 
     @property
     def reason(self) -> Any:

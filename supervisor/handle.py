@@ -135,10 +135,12 @@ class FlowHandle:
 
     # -------------------------------------------------------------- listening
 
-    def subscribe(self, kinds: tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024) -> Subscription:
+    def subscribe(
+        self, kinds: type[Event] | tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024
+    ) -> Subscription:
         """Events from now on; on a flow that has ended, its terminal event. See :class:`Subscription`."""
         self._check()
-        subscription = Subscription(tuple(kinds), maxsize, self._runner.unsubscribe, of_one=True)
+        subscription = Subscription(kinds, maxsize, self._runner.unsubscribe, of_one=True)
         self._runner.subscribe(subscription)
         return subscription
 

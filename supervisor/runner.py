@@ -380,7 +380,7 @@ class Runner:
         self.gone.set()
         self.home.forget(self)
 
-    def forget(self) -> None:
+    def let_go(self) -> None:
         """In a forked child: let the copies of the fds go."""
         if link := self._link:
             self._link = None

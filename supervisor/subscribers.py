@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -52,6 +52,14 @@ def lagged(before: Lagged | None, event: Event, more: int = 1) -> Lagged:
 # ------------------------------------------------------------------ ours: bounded, coalescing
 
 
+def _classes(kinds: Any) -> tuple[type[Event], ...]:
+    given = tuple(kinds) if isinstance(kinds, Iterable) else (kinds,)
+    for kind in given:
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            raise TypeError(f"kinds={kinds!r}: {kind!r} is not a class of events, such as FlowState")
+    return given
+
+
 class Subscription:
     """The events of one flow (or of all flows of a supervisor), in order.
 
@@ -64,11 +72,14 @@ class Subscription:
     __caravela_unportable__ = "a subscription stays in the process of its supervisor"
 
     def __init__(
-        self, kinds: tuple[type[Event], ...], maxsize: int, closed: Callable[["Subscription"], None], *, of_one: bool
+        self,
+        kinds: type[Event] | tuple[type[Event], ...],
+        maxsize: int,
+        closed: Callable[["Subscription"], None],
+        *,
+        of_one: bool,
     ) -> None:
-        for kind in kinds:
-            if not (isinstance(kind, type) and issubclass(kind, Event)):
-                raise TypeError(f"kinds holds {kind!r}; allowed are classes of events")
+        kinds = _classes(kinds)
         if type(maxsize) is not int:
             raise TypeError(f"maxsize={maxsize!r} must be an int")
         if maxsize < 1:

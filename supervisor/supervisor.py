@@ -2,12 +2,9 @@
 
 import atexit
 import os
-import sys
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Literal
@@ -16,18 +13,16 @@ from caravela.errors import BootError, FlowNotRunning, SupervisorForked
 
 from ..flows.flow import Flow
 from ..flows.outcomes import UNSET
-from . import core
 from .boot import Boot
-from .engines.base import Engine, Exited, Launched, LaunchFailed, Report
 from .engines.inline import InlineEngine
 from .engines.process import ProcessEngine
-from .events import Event
+from .events import Event, Terminal
 from .handle import FlowHandle
-from .limits import with_enough_fds
-from .loop import Loop, hands_free
+from .household import Household
+from .loop import hands_free
 from .runner import Runner
 from .spec import Policy, Restart, Trust, modules, one_of
-from .subscribers import DEFAULT_KINDS, Delivery, Sink, Subscription, sink_for
+from .subscribers import DEFAULT_KINDS, Subscription, sink_for
 
 _ids = count(1)
 _all: "weakref.WeakSet[Supervisor]" = weakref.WeakSet()
@@ -70,19 +65,13 @@ class Supervisor:
         trust: Trust = "pickle",
     ) -> None:
         one_of("engine", engine, ("process", "inline"))
+        self._engine = engine
         self._preload = modules(preload)
         self._policy = Policy(restart, max_restarts, max_seconds, shutdown, boot_timeout, trust)
-        self._engine_name = engine
-        self._runners: dict[str, Runner] = {}
-        self._by_key: dict[int, Runner] = {}
-        self._keys = count(1)
+        self._household: Household | None = None
         self._lock = threading.Lock()
-        self._state: Literal["new", "open", "closed"] = "new"
+        self._closed = False
         self._pid = os.getpid()
-        self._empty = threading.Event()
-        self._empty.set()
-        self.sinks: list[Sink] = []
-        self.delivery = Delivery()
 
     # -------------------------------------------------------------- life
 
@@ -98,19 +87,15 @@ class Supervisor:
         """What ``with`` does first. ``private``: ``caravela.start`` does not use it."""
         self._check_process()
         with self._lock:
-            if self._state != "new":
-                raise RuntimeError(f"this supervisor is {self._state}; make a new one")
-            self._state = "open"
-        with hands_free:
-            self.loop = with_enough_fds(lambda: Loop("caravela-supervisor"))
-            self.engine: Engine = (
-                ProcessEngine(preload=self._preload) if self._engine_name == "process" else InlineEngine()
-            )
-            _all.add(self)
-        self.loop.post(lambda: self.engine.open(_EngineLoop(self.loop, self._report)))
-        self.loop.start()
-        if not private:
-            _entered.append(self)
+            if self._household or self._closed:
+                raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
+            with hands_free:
+                process = self._engine == "process"
+                self._household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
+                _all.add(self)
+            self._household.begin()
+            if not private:
+                _entered.append(self)
         return self
 
     def close(self) -> None:
@@ -121,47 +106,29 @@ class Supervisor:
         if self._pid != os.getpid():
             return  # a copy in a forked child: nothing here is ours
         with self._lock:
-            if self._state != "open":
-                self._state = "closed"
-                return
-            self._state = "closed"
+            household = None if self._closed else self._household
+            self._closed = True
             if self in _entered:
                 _entered.remove(self)
-        try:
-            self._end_all(core.StopAsked(self._policy.shutdown))
-            self._empty.wait()
-        except BaseException:
-            self._end_all(core.KillAsked())
-            self._empty.wait()
-            raise
-        finally:
-            self.loop.post(self._close_engine)
-            self.loop.thread.join()
-            self.delivery.close()
-            for sink in self.sinks:
-                if isinstance(sink, Subscription):
-                    sink.close()
-
-    def _end_all(self, event: core.Event) -> None:
-        for runner in list(self._runners.values()):
-            self.loop.post(partial(runner.feed, event))
-
-    def _close_engine(self) -> None:
-        self.engine.close()
-        self.loop.end()
+        if household:
+            household.end(self._policy.shutdown)
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise SupervisorForked(self._pid)
 
-    def _check_open(self) -> None:
+    def _here(self) -> Household:
         self._check_process()
-        if self._state != "open":
-            raise RuntimeError(f"this supervisor is {'not yet open' if self._state == 'new' else 'closed'}")
+        if self._closed:
+            raise RuntimeError("this supervisor is closed; make a new one")
+        if self._household is None:
+            raise RuntimeError("this supervisor is not yet open; use it as a context manager: with Supervisor() as …")
+        return self._household
 
     @property
     def running(self) -> bool:
-        return self._state == "open" and self._pid == os.getpid()
+        """Open, and in the process that opened it."""
+        return self._household is not None and not self._closed and self._pid == os.getpid()
 
     # -------------------------------------------------------------- flows
 
@@ -187,33 +154,18 @@ class Supervisor:
         Raises ``NotPortable`` for what cannot travel and ``BootError`` where the worker cannot load the flow or make
         its first state. With ``wait=False`` it returns at once, and a failed boot is a ``FlowError``.
         """
-        self._check_open()
+        household = self._here()
         flow_name = _name_of(flow)
         if name is not None and (not isinstance(name, str) or not name):
             raise TypeError(f"name={name!r} must be a non-empty str")
         policy = self._policy if restart is None else replace(self._policy, restart=restart)
-        sinks = [] if notify is None else [sink_for(notify, self.delivery)]
+        sinks = [] if notify is None else [sink_for(notify, household.delivery)]
         boot = Boot.of(flow, initial_state)
-        runner = Runner(
-            self,
-            f"{flow_name}-{next(_ids)}",
-            name or flow_name,
-            tag,
-            policy,
-            boot,
-            sinks,
-            quiet=wait,
-        )
+        id = f"{flow_name}-{next(_ids)}"
+        runner = Runner(household, id, name or flow_name, tag, policy, boot, sinks, quiet=wait)
         if isinstance(flow, Flow):
             runner.signals = tuple(flow.signals)
-        with self._lock:
-            if self._state != "open":
-                raise RuntimeError("this supervisor is closed")
-            if name is not None and any(other.name == name for other in self._living()):
-                raise ValueError(f"name={name!r} is taken by a flow that runs")
-            self._runners[runner.id] = runner
-            self._empty.clear()
-            self.loop.post(partial(runner.feed, core.StartAsked()))  # in the lock: before the stop of a close()
+        household.admit(runner, unique=name is not None)
         if wait:
             self._await_boot(runner)
         return FlowHandle(runner, self._check_process)
@@ -230,7 +182,6 @@ class Supervisor:
 
     def get(self, name_or_id: str) -> FlowHandle:
         """A flow that has not ended, by its id or by the ``name`` given to ``start``. Raises ``FlowNotRunning``."""
-        self._check_process()
         living = self._living()
         runner = next((r for r in living if r.id == name_or_id), None)
         runner = runner or next((r for r in living if r.name == name_or_id), None)
@@ -240,85 +191,34 @@ class Supervisor:
 
     def children(self) -> list[FlowHandle]:
         """The flows that have not ended, oldest first."""
-        self._check_process()
         return [FlowHandle(runner, self._check_process) for runner in self._living()]
 
     def count_children(self) -> int:
-        self._check_process()
+        """How many flows have not ended."""
         return len(self._living())
 
     def _living(self) -> list[Runner]:
-        """Oldest first; a flow ends with its terminal event, a moment before its process is gone."""
-        return [runner for runner in list(self._runners.values()) if runner.end is None]
+        self._check_process()
+        return self._household.living() if self._household else []
 
-    def stop(self, handle: FlowHandle, timeout: float | None = None) -> Any:
+    def stop(self, handle: FlowHandle, timeout: float | None = None) -> Terminal:
         """``handle.stop(timeout)``."""
         return handle.stop(timeout)
 
-    def subscribe(self, kinds: tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024) -> Subscription:
+    def subscribe(
+        self, kinds: type[Event] | tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024
+    ) -> Subscription:
         """The events of all flows, from now on until the supervisor is closed."""
-        self._check_open()
-        subscription = Subscription(tuple(kinds), maxsize, self._unsubscribe, of_one=False)
-        self._set_sinks([*self.sinks, subscription])
+        household = self._here()
+        subscription = Subscription(kinds, maxsize, household.unlisten, of_one=False)
+        household.listen(subscription)
         return subscription
 
-    def _unsubscribe(self, sink: Sink) -> None:
-        self._set_sinks([other for other in self.sinks if other is not sink])
-
-    def _set_sinks(self, sinks: list[Sink]) -> None:
-        self.sinks = sinks
-        for runner in list(self._runners.values()):
-            runner.tune()
-
-    # -------------------------------------------------------------- what runners need
-
-    def next_key(self, runner: Runner) -> int:
-        key = next(self._keys)
-        self._by_key[key] = runner
-        return key
-
-    def forget(self, runner: Runner) -> None:
-        with self._lock:
-            self._runners.pop(runner.id, None)
-            if not self._runners:
-                self._empty.set()
-
-    def impatient(self) -> bool:
-        """In a callback or a coroutine a full flow is an error at once: waiting there would hold up everybody."""
-        if self.delivery.here or threading.current_thread() is self.loop.thread:
-            return True
-        asyncio = sys.modules.get("asyncio")
-        return asyncio is not None and asyncio._get_running_loop() is not None
-
-    def _report(self, report: Report) -> None:
-        match report:
-            case Launched(key, pid, death):
-                self._by_key[key].launched(key, pid, death)
-            case LaunchFailed(key, why):
-                self._by_key.pop(key).launch_failed(why)
-            case Exited(key, cause):
-                self._by_key.pop(key).exited(cause)
-
-    # -------------------------------------------------------------- forks
-
-    def forked(self) -> None:
-        """In a forked child: the parent's pipes must not live on here, or nobody sees the parent die."""
-        self._state = "closed"
-        self.loop.forget()
-        self.engine.forget()
-        for runner in self._runners.values():
-            runner.forget()
-
-
-class _EngineLoop:
-    """The loop as an engine sees it."""
-
-    def __init__(self, loop: Loop, report: Callable[[Report], None]) -> None:
-        self.watch, self.unwatch, self.later = loop.watch, loop.unwatch, loop.later
-        self._report = report
-
-    def report(self, report: Report) -> None:
-        self._report(report)
+    def _forked(self) -> None:
+        """In a forked child."""
+        self._closed = True
+        if self._household:
+            self._household.forked()
 
 
 def _name_of(flow: object) -> str:
@@ -334,7 +234,7 @@ def _name_of(flow: object) -> str:
 def _after_fork_in_child() -> None:
     hands_free.release()
     for supervisor in list(_all):
-        supervisor.forked()
+        supervisor._forked()
 
 
 @atexit.register

@@ -196,7 +196,9 @@ class Loop:
         now = time.monotonic()
         took, self._since = now - self._since, now
         if took > SLOW:
-            self._log(f"a function of {self._path}, or a signal there, held up the worker for {took * 1000:.0f} ms")
+            place = self._path or "its begin"
+            ms = f"{took * 1000:.0f} ms"
+            self._log(f"the flow was held up for {ms} at {place}: a function, a signal or a large state")
 
     def _effect(self, effect: events.Effect) -> None:
         send = self._pipe.send

@@ -52,8 +52,9 @@ def _live(pipe: Pipe, status: Page, home: bool) -> int:
         return exits.BOOT_FAILED
     pipe.send(ready)
     pipe.flush()
-    tasks = TaskRunner()
+    tasks: TaskRunner | None = None
     try:
+        tasks = TaskRunner()
         return Loop(pipe, status, tasks, booted, asked.later).run()
     except (HostGone, Halted, ProtocolError):
         raise
@@ -62,5 +63,5 @@ def _live(pipe: Pipe, status: Page, home: bool) -> int:
         pipe.finish()
         return exits.CRASHED
     finally:
-        if home:
+        if home and tasks:
             tasks.close()

@@ -120,4 +120,4 @@ def test_a_hundred_lives_leave_nothing() -> None:
             handle.stop()
         assert (own_fds().keys(), threading.active_count()) == (fds, tasks)
         assert supervisor.children() == []
-        assert not supervisor._by_key
+        assert supervisor._household and not supervisor._household._by_key

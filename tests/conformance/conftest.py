@@ -65,7 +65,8 @@ def supervisor(engine: str, supervise: Callable[..., Supervisor], processes: Sup
     yield processes
     for child in processes.children():
         child.stop()
-    for sink in processes.sinks:
+    assert processes._household
+    for sink in processes._household.sinks:
         assert isinstance(sink, Subscription)
         sink.close()
 

@@ -88,6 +88,14 @@ def test_what_stays_in_its_process(supervisor: Supervisor, what: str, tmp_path: 
     assert handle.update(bump)["n"] == 1
 
 
+def test_a_state_of_a_local_class_is_refused_by_the_caller(supervisor: Supervisor) -> None:
+    class Local:
+        pass
+
+    with pytest.raises(NotPortable, match=r"initial_state\['a'\]"):
+        supervisor.start(idle, initial_state={"a": Local()})
+
+
 # ------------------------------------------------------------------ what cannot begin
 
 
@@ -286,7 +294,7 @@ def test_reasons_arrive_as_they_were(supervisor: Supervisor) -> None:
     made = flow("asking", run(lambda state: Retry(state + 1), retries=2, base_delay=0), initial_state=0)
     with pytest.raises(FlowFailed) as failed:
         supervisor.start(made).result(SOON)
-    assert failed.value.reason == RetriesExhausted(3, 3)
+    assert failed.value.reason == RetriesExhausted(3, 3, "run")
     made = flow("racing", race([lambda: Error("one"), lambda: Error({"two": 2})]))
     with pytest.raises(FlowFailed) as failed:
         supervisor.start(made).result(SOON)

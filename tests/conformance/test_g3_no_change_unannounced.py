@@ -141,7 +141,8 @@ def test_states_that_came_with_the_readiness_stay_behind_it(supervisor: Supervis
     supervisor.start(idle)  # whatever an engine has to prepare is done
     events = supervisor.subscribe((FlowStarted, FlowState))
     handle = supervisor.start(quick_to_change, initial_state={"n": 0, "gate": gate().path}, wait=False)
-    supervisor.loop.post(gate().open)
+    assert supervisor._household
+    supervisor._household.loop.post(gate().open)
     came = until(events, FlowState, count=2)
     assert [type(event) for event in came] == [FlowStarted, FlowState, FlowState]
     assert [event.seq for event in came] == [0, 1, 2]

@@ -187,7 +187,7 @@ def test_what_holds_up_the_worker_is_logged(supervisor: Supervisor, caplog: pyte
     texts = [record.message for record in caplog.records if record.name == "caravela.worker"]
     assert len(texts) == 2, texts
     assert "set_state[0]" in texts[0] and "wait_until[1]" in texts[1]
-    assert all("held up the worker for" in text for text in texts)
+    assert all("was held up for" in text for text in texts)
 
 
 def test_steps_are_told_to_who_asks(supervisor: Supervisor) -> None:

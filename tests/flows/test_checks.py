@@ -150,6 +150,7 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: "x", TypeError, "flow 'f', sequence: steps[0]='x' is not a step"),
     (lambda: [dsl.wait(1)], TypeError, "flow 'f', sequence: steps[0]=[wait(1)] is not a step; unpack it: *steps"),
     (lambda: good, TypeError, "flow 'f', sequence: steps[0]=good is not a step; wrap it: run(fn) or set_state(fn)"),
+    (lambda: dsl.wait, TypeError, "flow 'f', sequence: steps[0]=wait is not a step; call it: wait(…)"),
     (lambda: dsl.flow("g"), TypeError, "is not a step; put its steps there: *flow.root.steps"),
     (
         lambda: dsl.repeat(dsl.wait(1), dsl.sequence(None)),

@@ -258,7 +258,7 @@ def test_retry_tries_again_with_the_state_that_it_carries(carried: Retry) -> Non
 
 def test_retry_spent_fails_with_retries_exhausted() -> None:
     sim = scripted(run(body, retries=2, base_delay=0), takes(0, returns=Retry({"n": 1})))
-    assert reason(sim) == RetriesExhausted(3, {"n": 1})
+    assert reason(sim) == RetriesExhausted(3, {"n": 1}, "run")
     assert starts(sim) == 3 and [attempt for _, attempt in sim.trace] == [1, 2, 3]
 
 

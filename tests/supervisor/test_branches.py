@@ -69,9 +69,14 @@ def start(supervisor: Supervisor, address: str) -> int:
     return parent(supervisor.start(address).pid)
 
 
+def engine_of(supervisor: Supervisor) -> process.ProcessEngine:
+    household = supervisor._household
+    assert household and isinstance(household.engine, process.ProcessEngine)
+    return household.engine
+
+
 def root_of(supervisor: Supervisor) -> int:
-    assert isinstance(supervisor.engine, process.ProcessEngine)
-    zygote = supervisor.engine._zygote
+    zygote = engine_of(supervisor)._zygote
     assert zygote is not None
     with open(f"/proc/self/fdinfo/{zygote.death}") as info:
         return next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
@@ -155,8 +160,7 @@ def test_a_module_that_forks_cannot_share_is_each_workers_own(
 ) -> None:
     address = write(name, before)
     assert {start(supervisor, address) for _ in range(3)} == {root_of(supervisor)}
-    assert isinstance(supervisor.engine, process.ProcessEngine)
-    assert list(supervisor.engine._branches) == []
+    assert list(engine_of(supervisor)._branches) == []
 
 
 def test_an_import_that_ends_its_process_is_a_boot_error_as_ever(supervisor: Supervisor, write: Write) -> None:
@@ -200,8 +204,7 @@ def test_idle_branches_are_few(supervisor: Supervisor, write: Write, monkeypatch
         address = write(f"other{number}")
         for _ in range(2):
             supervisor.start(address).stop()
-    assert isinstance(supervisor.engine, process.ProcessEngine)
-    assert len(list(supervisor.engine._branches)) <= 2
+    assert len(list(engine_of(supervisor)._branches)) <= 2
     assert start(supervisor, kept) == of_kept  # it has a worker
 
 

@@ -148,8 +148,10 @@ def test_replace() -> None:
 
 
 def test_repr() -> None:
-    assert repr(FlowState(carried=encoded({"n": 1}), flow_id="f", seq=2)) == "FlowState({'n': 1}, flow_id='f', seq=2)"
-    assert repr(FlowError("no", flow_id="f")) == "FlowError('no', flow_id='f', seq=0)"
+    assert repr(FlowState(carried=encoded({"n": 1}), flow_id="f", seq=2)) == (
+        "FlowState({'n': 1}, flow_id='f', incarnation=1, seq=2)"
+    )
+    assert repr(FlowError("no", flow_id="f")) == "FlowError('no', flow_id='f', incarnation=1, seq=0)"
     assert "pid=17" in repr(EVENTS[6])
 
 

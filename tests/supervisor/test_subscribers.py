@@ -379,9 +379,9 @@ def test_maxsize_of_nothing() -> None:
         subscription(maxsize=0)
 
 
-@pytest.mark.parametrize("kinds", [("FlowState",), (FlowState, int), (state(1),)])
+@pytest.mark.parametrize("kinds", [("FlowState",), (FlowState, int), (state(1),), "FlowState", int, None])
 def test_kinds_that_are_none(kinds: Any) -> None:
-    with pytest.raises(TypeError, match="kinds holds"):
+    with pytest.raises(TypeError, match="is not a class of events"):
         subscription(kinds)
 
 

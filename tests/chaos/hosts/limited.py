@@ -35,7 +35,8 @@ def main(limit: int) -> Any:
         answers = [handle.update(lambda s: {"n": 1}) for handle in handles]
         handles[0].stop()
         room = supervisor.start(idle).get_state()
-        children = [supervisor.count_children(), len(supervisor._by_key)]
+        assert supervisor._household
+        children = [supervisor.count_children(), len(supervisor._household._by_key)]
     return {
         "started": len(handles),
         "refusals": [first, again[1]],
