@@ -106,7 +106,7 @@ class Place:
         if not callable(value):
             self.wrong(TypeError, argument, value, f"must be a function, {_signature(takes, more)}")
         if not body and _is(value, inspect.iscoroutinefunction):
-            self.wrong(TypeError, argument, value, "is async def; only the bodies of run, parallel, race, each may be")
+            self.wrong(TypeError, argument, value, "is async def; only bodies of run, parallel, race, each may be")
         if _is(value, inspect.isasyncgenfunction) or (not builds and _is(value, inspect.isgeneratorfunction)):
             self.wrong(TypeError, argument, value, "yields; it must return")
         if not _can_take(value, len(takes), more=more):
@@ -120,6 +120,11 @@ def check_name(name: object) -> None:
 def check_signal(what: str, function: object) -> None:
     """A function that is sent: runs between two events, so it may neither wait nor yield."""
     Place(what).function("function", function, "state", more=True)
+
+
+def check_listener(function: object) -> None:
+    """A function that gets events."""
+    Place("start").function("notify", function, "event")
 
 
 def check_signals(flow: str, signals: object) -> None:

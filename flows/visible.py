@@ -5,6 +5,7 @@ from typing import Any
 from caravela.errors import StepRaised
 
 from .events import Applied, Codec, Effect, Notify, Rejected, Signal
+from .flat import spell
 
 
 class Visible:
@@ -39,7 +40,7 @@ class Visible:
                 raise TypeError("the function returned None; return the new state")
             return self.codec.encode(value)
         except BaseException as error:
-            return StepRaised.of(error)
+            return StepRaised.of(error, f"signal {spell(signal.fn)}")
 
     def accept(self, signal: Signal, state: bytes) -> None:
         self.become(state)

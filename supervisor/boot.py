@@ -15,23 +15,30 @@ from ..protocol.functions import Held, Portable, address, export
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """``state`` None: the flow's own. ``modules``: what the worker imports for the flow, as far as it has a name."""
+    """``state`` None: the flow's own. ``modules``: what the worker imports for the flow, as far as it has a name.
+
+    ``name`` and ``signals`` are the flow's; of one that only the worker imports they are not known yet.
+    """
 
     flow: Portable
     state: Portable | None
-    modules: tuple[str, ...] = ()
+    modules: tuple[str, ...]
+    name: str
+    signals: tuple[str, ...]
 
     @classmethod
     def of(cls, flow: Flow | str, state: Any) -> "Boot":
         """Raises ``NotPortable`` and ``LimitExceeded``; ``state`` may be ``UNSET``."""
-        name = flow if isinstance(flow, str) else address(flow)
+        place = flow if isinstance(flow, str) else address(flow)
         sent = None if state is UNSET else export(state, what="initial_state")
         if sent and sent.needs and not is_factory(state):
             payload.encode(state, what="initial_state")  # as the worker sends it back, which knows no local classes
         return cls(
-            flow=Portable(payload.encode(name)) if name else export(flow, what="flow"),
+            flow=Portable(payload.encode(place)) if place else export(flow, what="flow"),
             state=sent,
-            modules=(name.partition(":")[0],) if name else (),
+            modules=(place.partition(":")[0],) if place else (),
+            name=flow if isinstance(flow, str) else flow.name,
+            signals=() if isinstance(flow, str) else tuple(flow.signals),
         )
 
     def frames(self, nonce: bytes, interest: int, held: Held, environment: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .events import Terminal
-from .handle import FlowHandle
+from .handle import FlowHandle, checked
 from .supervisor import Supervisor, running
 
 P = ParamSpec("P")
@@ -41,17 +41,17 @@ def start(*args: Any, **options: Any) -> FlowHandle:
 
 def signal(handle: FlowHandle, function: Callable[..., Any] | str, *args: Any, timeout: float = 5.0) -> None:
     """See :meth:`FlowHandle.signal`."""
-    handle.signal(function, *args, timeout=timeout)
+    checked(handle).signal(function, *args, timeout=timeout)
 
 
 def get_state(handle: FlowHandle, timeout: float = 5.0) -> Any:
     """See :meth:`FlowHandle.get_state`."""
-    return handle.get_state(timeout)
+    return checked(handle).get_state(timeout)
 
 
 def stop(handle: FlowHandle, timeout: float | None = None) -> Terminal:
     """See :meth:`FlowHandle.stop`."""
-    return handle.stop(timeout)
+    return checked(handle).stop(timeout)
 
 
 def shutdown() -> None:

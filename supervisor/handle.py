@@ -33,6 +33,13 @@ class FlowHandle:
         self._runner = runner
         self._check = check
 
+    def __eq__(self, other: object) -> bool:
+        """Two handles of one flow are equal."""
+        return isinstance(other, FlowHandle) and other._runner is self._runner
+
+    def __hash__(self) -> int:
+        return hash(self._runner)
+
     def __repr__(self) -> str:
         return f"<FlowHandle {self.id} {self.status}, incarnation {self.incarnation}>"
 
@@ -183,3 +190,9 @@ class FlowHandle:
         if not runner.gone.wait(timeout):
             raise FlowTimeout("stop", self.name, timeout or 0.0, runner.doing())
         return self.wait()
+
+
+def checked(handle: object) -> FlowHandle:
+    if not isinstance(handle, FlowHandle):
+        raise TypeError(f"handle={handle!r} must be a FlowHandle, as start(…) returns it")
+    return handle

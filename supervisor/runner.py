@@ -58,11 +58,22 @@ class Home(Protocol):
 
 class Runner:
     def __init__(
-        self, home: Home, id: str, name: str, tag: Any, policy: Policy, boot: Boot, sinks: list[Sink], *, quiet: bool
+        self,
+        home: Home,
+        id: str,
+        name: str | None,
+        tag: Any,
+        policy: Policy,
+        boot: Boot,
+        sinks: list[Sink],
+        *,
+        quiet: bool,
     ) -> None:
-        self.id, self.name, self.tag = id, name, tag
+        self.id, self._given_name, self.tag = id, name, tag
+        self.name = name or boot.name
+        """As given; else the flow's own, which is known once it is loaded."""
         self.home, self.policy, self._boot, self._quiet = home, policy, boot, quiet
-        self.signals: tuple[str, ...] = ()
+        self.signals = boot.signals
         self.last: tuple[bytes, float] | None = None
         """The last state known, encoded, and when it came."""
         self.up = threading.Event()
@@ -197,7 +208,8 @@ class Runner:
 
     def _live(self, message: Life) -> None:
         match message:
-            case messages.Ready(state, _, signals):
+            case messages.Ready(state, name, signals):
+                self.name = self._given_name or name
                 self._audience.incarnation, self._audience.seq = self.incarnation, 0
                 self.last = state, time.monotonic()
                 self.signals = tuple(payload.decode(signals, trust="data"))
@@ -222,7 +234,8 @@ class Runner:
 
     def _log(self, record: Any) -> None:
         extra = {"flow_id": self.id, "incarnation": self.incarnation, "path": record["path"]}
-        logging.getLogger(record["name"]).log(record["level"], "%s", record["message"], extra=extra)
+        told = "flow %s: %s", self.id, record["message"]
+        logging.getLogger(record["name"]).log(record["level"], *told, extra=extra)
 
     # -------------------------------------------------------------- subscribers
 

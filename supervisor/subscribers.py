@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from caravela.errors import FlowNotRunning, SupervisorForked
 
+from ..flows.checks import check_listener
 from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
 
 log = logging.getLogger("caravela")
@@ -267,8 +268,7 @@ def sink_for(notify: Any, delivery: Delivery) -> Sink:
         # A mere ``put`` may block (multiprocess.SimpleQueue: while a pipe is full): in no thread but the callables'.
         return QueueSink(put) if polite else delivery.sink(QueueSink(put).offer)
     if callable(notify):
-        if inspect.iscoroutinefunction(notify) or inspect.iscoroutinefunction(type(notify).__call__):
-            raise TypeError(f"notify={notify!r} is an async function; a plain function or a queue is needed")
+        check_listener(notify)
         return delivery.sink(notify)
     raise TypeError(f"notify={notify!r} must be a queue (with put_nowait or put) or a callable")
 

@@ -17,7 +17,7 @@ from .boot import Boot
 from .engines.inline import InlineEngine
 from .engines.process import ProcessEngine
 from .events import Event, Terminal
-from .handle import FlowHandle
+from .handle import FlowHandle, checked
 from .household import Household
 from .loop import hands_free
 from .runner import Runner
@@ -155,16 +155,14 @@ class Supervisor:
         its first state. With ``wait=False`` it returns at once, and a failed boot is a ``FlowError``.
         """
         household = self._here()
-        flow_name = _name_of(flow)
+        short = _short_name(flow)
         if name is not None and (not isinstance(name, str) or not name):
             raise TypeError(f"name={name!r} must be a non-empty str")
         policy = self._policy if restart is None else replace(self._policy, restart=restart)
         sinks = [] if notify is None else [sink_for(notify, household.delivery)]
         boot = Boot.of(flow, initial_state)
-        id = f"{flow_name}-{next(_ids)}"
-        runner = Runner(household, id, name or flow_name, tag, policy, boot, sinks, quiet=wait)
-        if isinstance(flow, Flow):
-            runner.signals = tuple(flow.signals)
+        id = f"{short}-{next(_ids)}"
+        runner = Runner(household, id, name, tag, policy, boot, sinks, quiet=wait)
         household.admit(runner, unique=name is not None)
         if wait:
             self._await_boot(runner)
@@ -203,7 +201,7 @@ class Supervisor:
 
     def stop(self, handle: FlowHandle, timeout: float | None = None) -> Terminal:
         """``handle.stop(timeout)``."""
-        return handle.stop(timeout)
+        return checked(handle).stop(timeout)
 
     def subscribe(
         self, kinds: type[Event] | tuple[type[Event], ...] = DEFAULT_KINDS, maxsize: int = 1024
@@ -221,7 +219,7 @@ class Supervisor:
             self._household.forked()
 
 
-def _name_of(flow: object) -> str:
+def _short_name(flow: object) -> str:
     match flow:
         case Flow():
             return flow.name

@@ -96,6 +96,23 @@ def test_a_state_of_a_local_class_is_refused_by_the_caller(supervisor: Superviso
         supervisor.start(idle, initial_state={"a": Local()})
 
 
+def test_what_is_no_handle() -> None:
+    three: Any = 3
+    for call in (lambda: caravela.get_state(three), lambda: caravela.stop(three), lambda: caravela.signal(three, bump)):
+        with pytest.raises(TypeError, match=r"handle=3 must be a FlowHandle, as start\(…\) returns it"):
+            call()
+
+
+def test_a_listener_that_takes_no_event(supervisor: Supervisor) -> None:
+    with pytest.raises(TypeError, match=r"start: notify=.* cannot be called as fn\(event\)"):
+        supervisor.start(idle, notify=lambda: None)
+
+
+def test_a_flow_that_is_nowhere_is_named_whole(supervisor: Supervisor) -> None:
+    with pytest.raises(BootError, match=r"flow 'nowhere\.at_all:flow' cannot start: ModuleNotFoundError"):
+        supervisor.start("nowhere.at_all:flow")
+
+
 # ------------------------------------------------------------------ what cannot begin
 
 
@@ -247,7 +264,7 @@ def test_a_signal_is_reported_and_logged(supervisor: Supervisor, caplog: pytest.
     assert event.error.type == "ValueError" and event.error.message == "as told" and not event.late
     assert handle.update(bump)["n"] == 1
     (record,) = [record for record in caplog.records if record.name == "caravela"]
-    assert record.message == f"flow {handle.id} rejected a signal: ValueError: as told"
+    assert record.message == f"flow {handle.id} rejected a signal: ValueError: as told in signal refuse"
 
 
 @pytest.mark.parametrize(

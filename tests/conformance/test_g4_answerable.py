@@ -98,8 +98,9 @@ def test_everything_is_served_meanwhile(
 def test_every_change_of_a_spinning_flow_can_be_listened_to(supervisor: Supervisor) -> None:
     handle = supervisor.start(flow("spinning", repeat(set_state(bump))), initial_state={"n": 0})
     events = handle.subscribe(maxsize=5)
-    first, second = handle.get_state()["n"], handle.get_state()["n"]
-    assert second > first
+    first = handle.get_state()["n"]
+    while handle.get_state()["n"] == first:  # two questions may meet in one turn, when its pipe was full before
+        pass
     handle.stop(SOON)
     assert isinstance(until(events)[-1], FlowStopped)
 

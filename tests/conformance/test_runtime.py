@@ -54,10 +54,10 @@ done_at_once = flow("done_at_once", set_state(bump), initial_state={"n": 0})
 # ------------------------------------------------------------------ start
 
 
-@pytest.mark.parametrize("name", ["flows_under_test:idle", "flows_under_test:Home.inner"])
-def test_a_flow_by_its_name(supervisor: Supervisor, name: str) -> None:
-    handle = supervisor.start(name)
-    assert handle.name == name.rpartition(":")[2]
+@pytest.mark.parametrize("address", ["flows_under_test:idle", "flows_under_test:Home.inner"])
+def test_a_flow_by_its_address(supervisor: Supervisor, address: str) -> None:
+    handle = supervisor.start(address)
+    assert handle.name == address.rpartition(":")[2].rpartition(".")[2]  # the flow's own, which came with `Ready`
     assert handle.update(bump)["n"] == 1
 
 
@@ -170,7 +170,7 @@ def test_names_and_ids(supervisor: Supervisor) -> None:
 def test_children(supervisor: Supervisor) -> None:
     handles = [supervisor.start(idle) for _ in range(3)]
     assert supervisor.count_children() == 3
-    assert [child.id for child in supervisor.children()] == [handle.id for handle in handles]
+    assert supervisor.children() == handles
     supervisor.stop(handles[1])
     assert [child.id for child in supervisor.children()] == [handles[0].id, handles[2].id]
     for handle in handles:

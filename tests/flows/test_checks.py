@@ -132,7 +132,7 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: dsl.race([good]), TypeError, "flow 'f', race: tasks[0]=good cannot be called as fn()"),
     (lambda: dsl.each("k", good), TypeError, "flow 'f', each: fn=good cannot be called as fn(item, state)"),
     # async def where the loop would have to wait
-    (lambda: dsl.set_state(later), TypeError, "flow 'f', set_state: fn=later is async def; only the bodies of"),
+    (lambda: dsl.set_state(later), TypeError, "flow 'f', set_state: fn=later is async def; only bodies of"),
     (lambda: dsl.set_state(partial(later_of_two, 1)), TypeError, "set_state: fn=partial(later_of_two) is async def"),
     (lambda: dsl.set_state(Later()), TypeError, "flow 'f', set_state: fn=<Later object> is async def"),
     (
