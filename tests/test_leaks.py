@@ -1,4 +1,4 @@
-"""The fixture that guards all other tests, in a pytest of its own: it finds what is left, and only that."""
+"""The fixtures that guard all other tests, in a pytest of its own: they find what is left, and only that."""
 
 import os
 import re
@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 LEAKY = """
-import os, signal, subprocess, sys, threading
+import gc, os, signal, subprocess, sys, threading
 
 KEPT = []
 CHILD = [sys.executable, "-c", "import signal; signal.pause()"]
@@ -60,27 +62,74 @@ def test_slow_but_on_its_way():
         os.read(reads, 1)
         os._exit(0)
     os.close(reads)
-    threading.Timer(0.05, lambda: (os.close(writes), os.waitpid(pid, 0))).start()
+    threading.Thread(target=os.waitpid, args=(pid, 0)).start()
+
+    def goes_when_it_is_found(phase, info):  # the check collects garbage after its first look
+        gc.callbacks.remove(goes_when_it_is_found)
+        gc.enable()
+        os.close(writes)
+
+    gc.disable()
+    gc.callbacks.append(goes_when_it_is_found)
 
 def test_clean_after_all_that():
     pass
 """
 
 
-def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
+WIDER = """
+import os, subprocess, sys
+import pytest
+
+KEPT = []
+CHILD = [sys.executable, "-c", "import signal; signal.pause()"]
+
+@pytest.fixture(scope="the scope")
+def tidy():
+    reads, writes = os.pipe()
+    child = subprocess.Popen(CHILD, start_new_session=True)
+    yield
+    child.kill()
+    child.wait()
+    os.close(reads); os.close(writes)
+
+@pytest.fixture(scope="the scope")
+def leaky():
+    KEPT.append(subprocess.Popen(CHILD, start_new_session=True))
+    os.open("/dev/null", os.O_RDONLY)
+
+def test_first(tidy, leaky):
+    pass
+
+def test_last(tidy, leaky):
+    pass
+"""
+
+
+def run_inside(folder: Path, program: str, *args: str) -> "subprocess.CompletedProcess[str]":
     conftest = Path(__file__).with_name("conftest.py").read_text()
-    (tmp_path / "conftest.py").write_text(conftest.replace("GRACE = 1.0", "GRACE = 0.2"))
-    (tmp_path / "test_leaky.py").write_text(LEAKY)
+    (folder / "conftest.py").write_text(conftest.replace("GRACE = 1.0", "GRACE = 0.2"))
+    (folder / "test_leaky.py").write_text(program)
+    options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rE", "-o", "faulthandler_timeout=18", *args]
     # Another environment than ours, or the forks of the inner pytest would look like forks of the outer one.
-    out = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rE", str(tmp_path)],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(folder)],
+        cwd=folder,
         env=os.environ | {"INNER": "1"},
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
-    ).stdout
-    assert re.findall(r"^ERROR test_leaky\.py::(\w+)", out, re.MULTILINE) == [
+    )
+
+
+def blamed(out: str) -> list[str]:
+    return re.findall(r"^ERROR test_leaky\.py::(\w+)", out, re.MULTILINE)
+
+
+def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
+    out = run_inside(tmp_path, LEAKY).stdout
+    assert blamed(out) == [
         "test_child",
         "test_zombie",
         "test_orphan_that_was_execed",
@@ -93,3 +142,19 @@ def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
     assert ": forgotten" in out
     assert "(a zombie)" in out
     assert ": /dev/null" in out
+
+
+@pytest.mark.parametrize("scope", ["module", "package", "session"])
+def test_what_a_wider_fixture_leaves_behind_fails_the_run(tmp_path: Path, scope: str) -> None:
+    done = run_inside(tmp_path, WIDER.replace("the scope", scope))
+    assert (done.returncode, blamed(done.stdout)) == (1, ["test_last"]), done.stdout
+    _, _, report = done.stdout.partition("left behind by fixtures wider than a test:\n")
+    assert re.match(r"  process \d+ .* signal\.pause\(\)\n  descriptor \d+: /dev/null\n(?!  )", report), done.stdout
+
+
+@pytest.mark.parametrize(("body", "code"), [("pass", 0), ("assert False", 1)])
+def test_a_tidy_run_is_not_blamed(tmp_path: Path, body: str, code: int) -> None:
+    program = WIDER.replace("the scope", "module").replace(", leaky", "").replace("pass", body)
+    done = run_inside(tmp_path, program, "-x")  # with it, fixtures end outside of any test
+    assert done.returncode == code, done.stdout
+    assert "left behind" not in done.stdout

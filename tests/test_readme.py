@@ -16,14 +16,13 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "starting", "testing"])
-@pytest.mark.parametrize("way", ["script", "stdin"])
+@pytest.mark.parametrize("way", ["script", "stdin", "-m", "-c"])
 def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
-    if way == "script":
-        script = tmp_path / "my script.py"
-        script.write_text(example, encoding="utf-8")
-        command, text = [sys.executable, str(script)], ""
-    else:
-        command, text = [sys.executable, "-"], example
+    (tmp_path / "my script.py").write_text(example, encoding="utf-8")
+    (tmp_path / "my_module.py").write_text(example, encoding="utf-8")
+    what = {"script": ["my script.py"], "stdin": ["-"], "-m": ["-m", "my_module"], "-c": ["-c", example]}[way]
+    text = example if way == "stdin" else ""
+    command = [sys.executable, *what]
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=15, cwd=tmp_path, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     if "SimpleQueue" in example:

@@ -4,18 +4,25 @@
     PUT  /books/7     {"edition": 3}: 204 stored · or held until the client gives up · or 503 · 409 if older than stored
     GET  /log         every request so far, with what came of it
 
+The requests about one book are served one after the other. Who stores what is stored already either has not had his
+answer, which is nobody's fault, or pushes too often: the log tells the two apart.
+
 Started by :func:`serving`, which reads the address from its stdout. It lives as long as its stdin is open, so it
 cannot outlive the process that started it, however that one ends.
 """
 
 import argparse
+import fcntl
 import json
+import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +42,7 @@ class Outcome(StrEnum):
 
     FETCHED = "fetched"
     STORED = "stored"
+    STORED_AGAIN = "stored again"  # the same edition, from a client that was not there for the answer to its last try
     TIMED_OUT = "timed out"  # the client closed the connection while its answer was held
     FAILED = "failed"
     REFUSED = "refused"  # no such book, an old edition, no JSON
@@ -62,8 +70,15 @@ class Ledger:
         self.books = {book.id: book for book in books}
         self.log: list[Entry] = []
         self._stored: dict[int, int] = {}
+        self._unheard: dict[int, int] = {}  # book → edition that was stored for a client that does not know it
         self._attempts: dict[int, dict[int, int]] = {}  # book → edition → requests so far
+        self._turns: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
+
+    def turn(self, book: int) -> threading.Lock:
+        """Held while a push of the book is served, until its client has gone."""
+        with self._lock:
+            return self._turns[book]
 
     def attempt(self, book: int, edition: int) -> tuple[int, int]:
         """Which push of the book this is, and which attempt of that push: the edition is what tells pushes apart."""
@@ -72,13 +87,21 @@ class Ledger:
             pushes[edition] = pushes.get(edition, 0) + 1
             return list(pushes).index(edition) + 1, pushes[edition]
 
-    def store(self, book: int, edition: int) -> bool:
-        """False when a newer edition is there."""
+    def store(self, book: int, edition: int) -> Outcome:
+        """``REFUSED`` when a newer edition is there."""
         with self._lock:
             if edition < self._stored.get(book, 0):
-                return False
+                return Outcome.REFUSED
             self._stored[book] = edition
-            return True
+            return Outcome.STORED_AGAIN if self._unheard.get(book) == edition else Outcome.STORED
+
+    def told(self, book: int, edition: int, *, heard: bool) -> None:
+        """Whether the client has its answer. One that has, and stores the same once more, is logged as ``STORED``."""
+        with self._lock:
+            if heard:
+                self._unheard.pop(book, None)
+            else:
+                self._unheard[book] = edition
 
     def write(self, entry: Entry) -> None:
         with self._lock:
@@ -129,6 +152,11 @@ class Handler(BaseHTTPRequestHandler):
         if book not in ledger.books:
             self.record(began, Outcome.REFUSED, book, edition)
             return self.answer(404)
+        with ledger.turn(book):
+            self.push(began, book, edition)
+
+    def push(self, began: float, book: int, edition: int) -> None:
+        ledger = self.server.ledger
         push, attempt = ledger.attempt(book, edition)
         match fate(ledger.seed, book, push, attempt):
             case Fate.TIME_OUT if self.gave_up():
@@ -137,13 +165,27 @@ class Handler(BaseHTTPRequestHandler):
                 outcome, code = Outcome.UNMOVED, 504
             case Fate.FAIL:
                 outcome, code = Outcome.FAILED, 503
-            case Fate.ANSWER if ledger.store(book, edition):
-                outcome, code = Outcome.STORED, 204
             case Fate.ANSWER:
-                outcome, code = Outcome.REFUSED, 409
+                outcome = ledger.store(book, edition)
+                code = 409 if outcome is Outcome.REFUSED else 204
         self.record(began, outcome, book, edition, push, attempt)
-        if code:
+        if code == 204:
+            ledger.told(book, edition, heard=self.tell(code))
+        elif code:
             self.answer(code)
+
+    def tell(self, code: int) -> bool:
+        """Answer, and see whether the client was still there for it. On a slow machine it may have given up."""
+        self.connection.settimeout(HOLD)
+        try:
+            self.answer(code)
+            with suppress(TimeoutError):  # it reads and stays: no reason to doubt that it knows
+                self.connection.recv(1)
+        except ConnectionError:  # it left with the answer unread
+            return False
+        # It closed its side. If it had the answer by then, the answer is acknowledged: nothing is left to be sent.
+        unsent = fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4))
+        return not any(unsent) and not self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def gave_up(self) -> bool:
         """Say nothing until the client has closed its side; False if it never does."""

@@ -1,12 +1,16 @@
 """One worker as a process: what it owns, how its death is seen, and that nobody else's children are touched."""
 
 import ctypes
+import gc
+import mmap
 import os
 import random
 import re
 import resource
 import signal
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,20 @@ from typing import Any
 import pytest
 from witness import Watch, await_state, own_fds
 
-from caravela import Cause, FlowDone, FlowError, FlowRestarted, FlowStopped, Ok, Supervisor, flow, run, wait_until
+from caravela import (
+    Cause,
+    FlowDone,
+    FlowError,
+    FlowRestarted,
+    FlowStopped,
+    Ok,
+    Supervisor,
+    flow,
+    run,
+    stopping,
+    wait_until,
+)
+from caravela.worker import exits, zygote
 
 SOON = 10.0  # seconds that never pass unless something hangs
 SLACK = 1.0  # seconds that a busy machine may add where a bound is tested
@@ -60,6 +77,8 @@ def facts(state: Any) -> Any:
         "nofile": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "draws": [random.random() for _ in range(3)],
         "threads": len(os.listdir("/proc/self/task")),
+        "switch interval": sys.getswitchinterval(),
+        "frozen": gc.get_freeze_count(),
     }
 
 
@@ -73,6 +92,19 @@ def test_it_has_a_session_of_its_own_and_dies_with_its_zygote(supervisor: Superv
     assert found["pid"] == found["session"] == found["group"] == handle.pid
     assert found["death signal"] == signal.SIGKILL
     assert found["threads"] == 1
+
+
+@pytest.mark.parametrize(("of_another", "code"), [(True, exits.HOST_GONE), (False, 0)])
+def test_it_goes_when_its_zygote_died_before_the_death_signal_was_armed(of_another: bool, code: int) -> None:
+    """Then it already has another parent, whose death is the wrong one to wait for."""
+    parent = os.getpid()
+    if (child := os.fork()) == 0:
+        try:
+            zygote._arm_parent_death_signal(os.getpid() if of_another else parent)
+            os._exit(0)
+        finally:
+            os._exit(exits.CRASHED)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
 
 def test_its_fds_are_its_own() -> None:
@@ -137,6 +169,43 @@ def test_its_limit_of_fds_is_what_the_host_began_with() -> None:
                 assert look(second)["nofile"] == low
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_its_own_collections_leave_shared_what_it_was_forked_with(supervisor: Supervisor) -> None:
+    assert look(supervisor)["frozen"] > 1_000
+
+
+# ------------------------------------------------------------------ a body beside its loop
+
+
+def turn(state: Any) -> Any:
+    """Keeps the interpreter, and shows the test that it does, until its result is not wanted."""
+    with open(state["shown"], "r+b") as file, mmap.mmap(file.fileno(), 1) as shown:
+        while not stopping():
+            shown[0] ^= 1
+
+
+def test_the_loop_asks_a_body_for_the_interpreter_after_half_a_millisecond(supervisor: Supervisor) -> None:
+    assert look(supervisor)["switch interval"] == pytest.approx(0.0005)
+
+
+def test_a_body_that_runs_python_gives_way_within_5_ms(supervisor: Supervisor, tmp_path: Path) -> None:
+    """G4. Usually it takes 0.7 ms; what a busy machine adds is not asked, so 4 calls of any 20 in a row are enough.
+    With Python's own switch interval, of 5 ms, there are none but by chance."""
+    (tmp_path / "shown").write_bytes(bytes(1))
+    handle = supervisor.start(flow("turning", run(turn)), initial_state={"shown": str(tmp_path / "shown")})
+    quick: deque[bool] = deque(maxlen=20)
+    with open(tmp_path / "shown", "rb") as file, mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ) as shown:
+        for _ in range(400):
+            before = shown[0]
+            while shown[0] == before:  # the body has the interpreter again
+                os.sched_yield()
+            began = time.perf_counter()
+            handle.get_state()
+            quick.append(time.perf_counter() - began < 0.005)
+            if sum(quick) == 4:
+                return
+    pytest.fail("it keeps the interpreter for longer")
 
 
 # ------------------------------------------------------------------ how it dies

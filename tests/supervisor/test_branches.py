@@ -115,7 +115,7 @@ def test_a_flow_without_a_name_is_always_the_roots(supervisor: Supervisor) -> No
 
 
 def test_what_is_imported_once_is_fast_from_then_on(supervisor: Supervisor, write: Write) -> None:
-    busy = "import time\nend = time.monotonic() + 0.2\nwhile time.monotonic() < end: pass\n"
+    busy = "import time\nend = time.monotonic() + 0.2\nwhile time.monotonic() < end: pass\n"  # stands for work
     address = write("slow", busy)
     supervisor.start(address)
     start(supervisor, address)  # may wait for the branch
@@ -144,6 +144,93 @@ def test_launches_do_not_wait_long_for_a_branch(
     assert {start(supervisor, address) for _ in range(3)} == {root_of(supervisor)}
 
 
+# ------------------------------------------------------------------ what its workers are
+
+RESEEDED = """
+import os, sys, types
+for name in ("numpy.random", "torch"):
+    fake = sys.modules[name] = types.ModuleType(name)
+    fake.calls = []
+    fake.seed = lambda calls=fake.calls: calls.append(os.getpid())
+"""
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, the second start waits for the branch."""
+    monkeypatch.setattr(branches, "AWAITED", 15.0)
+
+
+def reseeded(state: dict[str, object]) -> dict[str, object]:
+    """Says how often each of them was seeded here."""
+    import os
+    import sys
+
+    calls = [sys.modules[name].calls for name in ("numpy.random", "torch")]
+    return {"parent": os.getppid(), "calls": [here.count(os.getpid()) for here in calls], "all": sum(map(len, calls))}
+
+
+@pytest.mark.usefixtures("patience")
+def test_what_does_not_reseed_itself_after_a_fork_is_reseeded(supervisor: Supervisor, write: Write) -> None:
+    address = write("reseeded", RESEEDED)
+    first = supervisor.start(address).update(reseeded)
+    assert first == {"parent": root_of(supervisor), "calls": [0, 0], "all": 0}  # its import came later
+    for _ in range(3):
+        found = supervisor.start(address).update(reseeded)
+        assert found.pop("parent") != root_of(supervisor)
+        assert found == {"calls": [1, 1], "all": 2}
+
+
+WAKING = """
+import os, signal
+os.set_blocking(0, False)  # /dev/null
+signal.set_wakeup_fd(0, warn_on_full_buffer=False)
+"""
+
+
+def woken(state: dict[str, object]) -> dict[str, object]:
+    import os
+    import signal
+
+    return {"parent": os.getppid(), "fd": signal.set_wakeup_fd(-1)}
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_wakeup_fd_of_the_branch_is_none_of_its_workers(supervisor: Supervisor, write: Write) -> None:
+    address = write("waking", WAKING)
+    assert supervisor.start(address).update(woken) == {"parent": root_of(supervisor), "fd": 0}  # its own import's
+    for _ in range(3):
+        found = supervisor.start(address).update(woken)
+        assert found.pop("parent") != root_of(supervisor)
+        assert found == {"fd": -1}
+
+
+def collected(state: dict[str, object]) -> dict[str, object]:
+    """Whether a collection here would look at, and so copy, what the module made."""
+    import gc
+    import os
+
+    made = __import__("branched_frozen").MADE
+    looks = any(one is made for one in gc.get_objects())
+    return {"parent": os.getppid(), "frozen": gc.get_freeze_count() > 1_000, "looks": looks}
+
+
+@pytest.mark.usefixtures("patience")
+def test_what_the_branch_imported_is_out_of_reach_of_a_workers_collections(
+    supervisor: Supervisor, write: Write
+) -> None:
+    address = write("frozen", "MADE = [[]]\n")
+    first = supervisor.start(address).update(collected)
+    assert first == {"parent": root_of(supervisor), "frozen": True, "looks": True}  # its own import
+    for _ in range(3):
+        found = supervisor.start(address).update(collected)
+        assert found.pop("parent") != root_of(supervisor)
+        assert found == {"frozen": True, "looks": False}
+
+
+# ------------------------------------------------------------------ what cannot be shared
+
+
 @pytest.mark.parametrize(
     ("name", "before"),
     [
@@ -169,6 +256,23 @@ def test_an_import_that_ends_its_process_is_a_boot_error_as_ever(supervisor: Sup
         for _ in range(3):
             with pytest.raises(BootError, match=r"ZeroDivisionError|SystemExit"):
                 supervisor.start(address)
+
+
+@pytest.mark.parametrize("restart", ["temporary", "transient", "permanent"])
+def test_an_import_that_raises_is_made_once_and_once_more_at_most_for_a_branch(
+    write: Write, tmp_path: Path, restart: spec.Restart
+) -> None:
+    imports = tmp_path / "imports"
+    address = write("counting", f"with open({str(imports)!r}, 'a') as file: file.write('.')\n1 / 0\n")
+    with Supervisor() as supervisor:
+        with pytest.raises(BootError) as failed:
+            supervisor.start(address, restart=restart)
+        assert str(failed.value).count("Traceback") == str(failed.value).count("1 / 0") == 1
+        assert supervisor.count_children() == 0
+        for _ in range(3):  # more would have come of another branch by then
+            with pytest.raises(BootError):
+                supervisor.start(address, restart=restart)
+    assert len(imports.read_text()) in (4, 5)
 
 
 def test_the_surroundings_are_those_of_the_start(

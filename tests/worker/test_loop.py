@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -357,14 +358,17 @@ def test_a_spinning_flow_answers(host: Host, request: pytest.FixtureRequest) -> 
         assert host.answer(call) == {"n": call}
 
 
-def test_a_signal_beats_the_debounce_that_ends_at_the_same_moment(host: Host, gates: list[int]) -> None:
+def test_a_signal_beats_the_debounce_that_ends_at_the_same_moment(
+    host: Host, gates: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """G6. Both are due at the worker's next look: the signal lies in the pipe when the timer has expired."""
     began, go_on = gates
+    clock = SimpleNamespace(now=100.0)  # the worker's: it stands until the test says how late it is
+    monkeypatch.setattr("caravela.worker.loop.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def hold(state: Any) -> Any:
         os.eventfd_write(began, 1)
         os.eventfd_read(go_on)
-        select.poll().poll(25)  # until the debounce has ended
         return state
 
     steps = sequence(debounce(10, max_wait=20), set_state(lambda s: s | {"seen": s["n"]}))
@@ -372,6 +376,7 @@ def test_a_signal_beats_the_debounce_that_ends_at_the_same_moment(host: Host, ga
     host.signal(hold)
     os.eventfd_read(began)
     host.signal(plus)
+    clock.now += 0.025  # the debounce has ended
     os.eventfd_write(go_on, 1)
     assert payload.decode(host.hear(State).state) == {"n": 1}
     assert payload.decode(host.hear(State).state) == {"n": 1, "seen": 1}
