@@ -9,8 +9,9 @@ sent: what the worker changed in place stays until the host does).
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 from weakref import ref
@@ -234,24 +235,45 @@ class Held:
         self._defined: dict[tuple[str, str], bytes] = {}
 
     def missing(self, needs: Iterable[Code | Define]) -> list[Code | Define]:
-        """What of ``needs`` must be written now; it is taken as written. Beyond ``CODES`` the code that was needed
-        longest ago is named with nothing in it: the worker forgets it, and functions that it has made live on."""
-        missing: list[Code | Define] = []
-        needed = 0
-        for need in needs:
-            match need:
-                case Code(id=number):
-                    needed += 1
-                    if number in self._codes:
-                        self._codes.move_to_end(number)
-                        continue
-                    self._codes[number] = None
-                case Define(module=module, name=name, value=value):
-                    mark = value if len(value) <= 64 else hashlib.blake2b(value, digest_size=16).digest()
-                    if self._defined.get((module, name)) == mark:
-                        continue
-                    self._defined[module, name] = mark
-            missing.append(need)
-        while len(self._codes) > max(CODES, needed):
-            missing.append(Code(self._codes.popitem(last=False)[0], b""))
+        """What of ``needs`` must be written now; it is taken as written."""
+        needs = tuple(needs)
+        missing = self.lacking(needs)
+        self.keep(needs, missing)
         return missing
+
+    def lacking(self, needs: Sequence[Code | Define]) -> list[Code | Define]:
+        """What of ``needs`` must be written. Beyond ``CODES`` the code that was needed longest ago is named with
+        nothing in it: the worker forgets it, and functions that it has made live on."""
+        lacking = [need for need in needs if not self._has(need)]
+        if len(lacking) > 1:
+            lacking = list(dict.fromkeys(lacking))
+        if len(self._codes) + len(lacking) > CODES:
+            codes = {need.id for need in needs if isinstance(need, Code)}
+            excess = len(self._codes.keys() | codes) - max(CODES, len(codes))
+            unneeded = (number for number in self._codes if number not in codes)
+            lacking += [Code(number, b"") for number in islice(unneeded, max(excess, 0))]
+        return lacking
+
+    def keep(self, needs: Sequence[Code | Define], lacking: Sequence[Code | Define]) -> None:
+        """``lacking`` of ``needs`` is on its way. Doing so twice is doing so once."""
+        for need in needs:
+            if isinstance(need, Code):
+                self._codes[need.id] = None
+                self._codes.move_to_end(need.id)
+        for need in lacking:
+            match need:
+                case Code(number, b""):
+                    self._codes.pop(number, None)
+                case Define(module, name, value):
+                    self._defined[module, name] = _mark(value)
+
+    def _has(self, need: Code | Define) -> bool:
+        match need:
+            case Code(number):
+                return number in self._codes
+            case Define(module, name, value):
+                return self._defined.get((module, name)) == _mark(value)
+
+
+def _mark(value: bytes) -> bytes:
+    return value if len(value) <= 64 else hashlib.blake2b(value, digest_size=16).digest()

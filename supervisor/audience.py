@@ -36,10 +36,13 @@ class Audience:
         with self._lock:
             return self._reckon()
 
-    def tune(self, tell: Callable[[int], None]) -> None:
-        """A frame that nobody reads is not sent. Told under the lock, so that the last word is the latest."""
+    def tune(self, tell: Callable[[int], None], told: int | None = None) -> None:
+        """A frame that nobody reads is not sent. Told under the lock, so that the last word is the latest.
+
+        ``told``: what the worker knows, where it did not hear of every change; by default the last word.
+        """
         with self._lock:
-            before = self._level
+            before = self._level if told is None else told
             if (now := self._reckon()) != before:
                 tell(now)
 

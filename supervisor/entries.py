@@ -1,12 +1,12 @@
 """What waits in an outbox: messages in the making."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..protocol import messages
 from ..protocol.codec import encode
-from ..protocol.functions import Held, Portable
+from ..protocol.functions import Portable
 
 if TYPE_CHECKING:
     from .calls import Call
@@ -22,6 +22,7 @@ class Sending:
     function: Portable
     args: Portable | None
     call: "Call | None" = None
+    numbered: bool = True
 
     @property
     def size(self) -> int:
@@ -31,18 +32,18 @@ class Sending:
     def withdrawn(self) -> bool:
         return self.call is not None and self.call.given_up
 
-    def frames(self, held: Held, number: Callable[[], int]) -> list[bytes]:
-        needs = self.function.needs if self.args is None else self.function.needs + self.args.needs
-        frames = [encode(need) for need in held.missing(needs)] if needs else []
+    @property
+    def needs(self) -> Sequence[messages.Code | messages.Define]:
+        return self.function.needs if self.args is None else self.function.needs + self.args.needs
+
+    def frame(self, number: int) -> bytes:
         call = self.call.id if self.call else 0
         args = self.args.data if self.args else b""
-        frames.append(encode(messages.Signal(number(), call, self.function.data, args)))
-        return frames
+        return encode(messages.Signal(number, call, self.function.data, args))
 
-    def written(self) -> bool:
+    def written(self) -> None:
         if self.call is not None:
             self.call.written = True
-        return True
 
 
 @dataclass(slots=True)
@@ -52,15 +53,16 @@ class Asking:
     message: messages.Query | messages.Ping | messages.Interest | messages.Stop
     call: "Call | None" = None
     size: int = OVERHEAD
+    numbered: bool = False
+    needs: Sequence[messages.Code | messages.Define] = ()
 
     @property
     def withdrawn(self) -> bool:
         return self.call is not None and self.call.given_up
 
-    def frames(self, held: Held, number: Callable[[], int]) -> list[bytes]:
-        return [encode(self.message)]
+    def frame(self, number: int) -> bytes:
+        return encode(self.message)
 
-    def written(self) -> bool:
+    def written(self) -> None:
         if self.call is not None:
             self.call.written = True
-        return False

@@ -103,7 +103,7 @@ class FlowHandle:
         """
         self._check()
         seconds("timeout", timeout)
-        self._runner.tell(self._sending(function, args, "signal"), timeout)
+        self._runner.line.tell(self._sending(function, args, "signal"), timeout)
 
     def update(self, function: Function, *args: Any, timeout: float = 5.0) -> Any:
         """A signal that is waited for: returns the new state.
@@ -116,7 +116,7 @@ class FlowHandle:
         call = Call("update")
         entry = self._sending(function, args, "update")
         entry.call = call
-        value = self._runner.ask(call, entry, timeout)
+        value = self._runner.line.ask(call, entry, timeout)
         if not call.ok:
             error = payload.decode(value, trust="data")
             assert isinstance(error, StepRaised)
@@ -128,7 +128,7 @@ class FlowHandle:
         self._check()
         seconds("timeout", timeout)
         call = Call("get_state")
-        return self._decode(self._runner.ask(call, Asking(messages.Query(call.id), call), timeout))
+        return self._decode(self._runner.line.ask(call, Asking(messages.Query(call.id), call), timeout))
 
     def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
         if not (callable(function) or isinstance(function, str)):

@@ -1,9 +1,8 @@
 """The pipes and the page that the host shares with one worker."""
 
 import os
-import secrets
 import select
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..protocol.codec import Decoder
 from ..protocol.status import Page
@@ -13,19 +12,27 @@ from .limits import with_enough_fds
 
 @dataclass(slots=True)
 class Link:
-    """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched."""
+    """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched.
+
+    ``came``: bytes read of which not every message was dispatched; ``eaten``: how many reads of them the decoder has;
+    ``told``: how many messages of them were dispatched; ``half_told``: it began to, and was perhaps interrupted.
+    """
 
     reads: int
     writes: int
     page: Page
     nonce: bytes
     decoder: Decoder
+    came: list[bytes] = field(default_factory=list)
+    eaten: int = 0
+    told: int = 0
+    half_told: bool = False
     key: int = 0
     death: int = -1
     pid: int | None = None
 
     @classmethod
-    def make(cls) -> "tuple[Link, Ends]":
+    def make(cls, nonce: bytes) -> "tuple[Link, Ends]":
         """Both sides; the ends are the engine's to close. Raises ``OSError`` where no fds are left."""
         fds: list[int] = []
         try:
@@ -40,7 +47,7 @@ class Link:
         page_fd, their_reads, writes, reads, their_writes = fds
         os.set_blocking(reads, False)
         os.set_blocking(writes, False)
-        link = cls(reads, writes, page, secrets.token_bytes(16), Decoder("to_supervisor"))
+        link = cls(reads, writes, page, nonce, Decoder("to_supervisor"))
         return link, Ends(their_reads, their_writes, page_fd)
 
     @property
@@ -49,6 +56,11 @@ class Link:
         poll = select.poll()
         poll.register(self.reads, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
+
+    @property
+    def untold(self) -> bool:
+        """Something was read and not dispatched, since a Ctrl-C came."""
+        return self.half_told or self.eaten < len(self.came)
 
     def doing(self) -> str | None:
         """Where the worker stands, in words; None where the page was closed a moment ago."""

@@ -59,14 +59,22 @@ class Loop:
 
     def mask(self, fd: int) -> None:
         """No events of ``fd`` but its end, until :meth:`unmask`: somebody else reads it."""
-        self._epoll.modify(fd, 0)
+        self._modify(fd, 0)
 
     def unmask(self, fd: int) -> None:
-        self._epoll.modify(fd, select.EPOLLIN)
+        self._modify(fd, select.EPOLLIN)
+
+    def _modify(self, fd: int, mask: int) -> None:
+        try:
+            self._epoll.modify(fd, mask)
+        except FileNotFoundError:  # its end was met, and it is watched no more
+            pass
 
     def watch_writable(self, fd: int, ready: Work) -> None:
+        """A second time is harmless."""
         self._ready[fd] = ready
-        self._epoll.register(fd, select.EPOLLOUT)
+        with contextlib.suppress(FileExistsError):
+            self._epoll.register(fd, select.EPOLLOUT)
 
     def unwatch_writable(self, fd: int) -> None:
         self._epoll.unregister(fd)

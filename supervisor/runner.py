@@ -1,20 +1,20 @@
 """One flow as its supervisor sees it, over all its incarnations: the shell around the pure :class:`core.Child`.
 
-    callers ──▶ Outbox ══pipe══▶ worker ══pipe══▶ Inbox ──▶ calls, subscribers, and by the loop ──▶ Child ──▶ effects
+    callers ▶ Line ▶ Outbox ══pipe══▶ worker ══pipe══▶ Inbox ▶ calls, subscribers, and by the loop ▶ Child ▶ effects
 
 Frames that change the flow's life are posted to the loop in the order in which they came, and the worker's death behind
 them, so that it is judged last.
 """
 
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias, assert_never
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
-from caravela.errors import Cause, FlowBusy, FlowCrashed, FlowNotRunning, FlowTimeout, ProtocolError, StepRaised
+from caravela.errors import Cause, FlowNotRunning, ProtocolError, StepRaised
 
 from ..protocol import messages, payload
 from ..protocol.functions import Held
@@ -22,17 +22,20 @@ from ..protocol.status import Status
 from . import core, events
 from .audience import Audience
 from .boot import Boot, environment
-from .calls import Call
 from .engines.base import Engine, Setting
-from .entries import Asking, Sending
+from .entries import Asking
 from .events import Encoded
 from .inbox import Inbox, error_in
+from .line import Line
 from .link import Link
 from .loop import Loop
 from .outbox import Outbox
 from .spec import Policy
 from .subscribers import Sink
 from .turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("caravela")
 
@@ -84,6 +87,7 @@ class Runner:
         self._child = core.Child(policy)
         self._outbox = Outbox(self._watch_room, home.loop.unwatch_writable)
         self._inbox = Inbox(home.loop, self._receive, self._broken)
+        self.line = Line(self, self._outbox, self._inbox)
         self._link: Link | None = None
         self._key = 0
         self._audience = Audience(id, tag, sinks, lambda: home.sinks)
@@ -129,55 +133,12 @@ class Runner:
     def not_running(self) -> FlowNotRunning:
         return FlowNotRunning(self.name, events.how(self.end))
 
-    # -------------------------------------------------------------- signals and calls
+    @property
+    def stopping(self) -> bool:
+        return self._child.phase is core.Phase.STOPPING
 
-    def tell(self, entry: Sending | Asking, timeout: float) -> None:
-        self._put(entry, lambda: self._patience(timeout))
-
-    def ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
-        """Waits for the answer; reads it itself where nothing stands in the way."""
-        deadline = time.monotonic() + timeout
-        self._inbox.expect(call)
-        link = None if self._outbox.waiting else self._inbox.begin_reading()
-
-        def let_go() -> float:
-            """Who reads must not wait for room to write: the worker may be waiting for us to read."""
-            nonlocal link
-            if link is not None:
-                self._inbox.end_reading(link)
-                link = None
-            return self._patience(timeout)
-
-        try:
-            self._put(entry, let_go)
-            if link is not None:
-                self._inbox.read_for(call, link, deadline)
-        except BaseException:
-            self._inbox.give_up(call)
-            raise
-        finally:
-            if link is not None:
-                self._inbox.end_reading(link)
-        if not call.wait(deadline - time.monotonic()):
-            self._inbox.give_up(call)
-            if not call.done:
-                raise FlowTimeout(call.kind, self.name, timeout, self.doing())
-        if call.error is not None:
-            raise call.error
-        if call.ended:
-            raise self.not_running()
-        return call.value
-
-    def _put(self, entry: Sending | Asking, patience: Callable[[], float]) -> None:
-        stopping = isinstance(entry, Sending) and self._child.phase is core.Phase.STOPPING
-        if stopping or not self._outbox.put(entry, patience, self._busy):
-            raise self.not_running()
-
-    def _patience(self, timeout: float) -> float:
+    def patience(self, timeout: float) -> float:
         return 0.0 if self.home.impatient() else timeout
-
-    def _busy(self, waiting: int) -> FlowBusy:
-        return FlowBusy(self.name, waiting, self.doing())
 
     # -------------------------------------------------------------- what the worker says
 
@@ -247,8 +208,9 @@ class Runner:
         self._audience.leave(sink)
         self.tune()
 
-    def tune(self) -> None:
-        self._audience.tune(lambda level: self._outbox.overtake(Asking(messages.Interest(level))))
+    def tune(self, told: int | None = None) -> None:
+        """``told``: what the worker was told to send; by default what it was told last."""
+        self._audience.tune(lambda level: self._outbox.overtake(Asking(messages.Interest(level))), told)
 
     # -------------------------------------------------------------- the loop: effects
 
@@ -324,27 +286,31 @@ class Runner:
                 assert_never(end)
         # ``start`` raises a refusal itself where it waits for it.
         self._audience.conclude(event, quiet=self._quiet and isinstance(end, core.Refused))
-        self._outbox.close()
-        for call in self._inbox.open_calls():
-            self._inbox.give_up(call)
-            call.end()
+        self.line.end()
         self.up.set()
         self.ended.set()
 
     # -------------------------------------------------------------- the loop: one incarnation
 
     def _launch(self) -> None:
+        nonce, held, level = secrets.token_bytes(16), Held(), self._audience.level()
         try:
-            self._link, ends = Link.make()
+            here = environment()
+            frames = self._boot.frames(nonce, level, held, here)
+            self._link, ends = Link.make(nonce)
         except OSError as error:
-            self.home.loop.post(partial(self.feed, core.LaunchFailed(f"no pipes: {error.strerror}")))
-            return
-        link, held = self._link, Held()
+            return self._not_launched(f"no pipes: {error.strerror}")
+        except Exception as error:  # of this process: somebody put something into `sys.argv` that cannot travel
+            return self._not_launched(f"{type(error).__name__}: {error}")
+        link = self._link
         link.key = self._key = self.home.next_key(self)
         self._inbox.attach(link)
-        here = environment()
-        self._outbox.attach(link.writes, self._boot.frames(link.nonce, self._audience.level(), held, here), held)
+        self._outbox.attach(link.writes, frames, held)
+        self.tune(level)  # somebody may have begun to listen meanwhile
         self.home.engine.launch(link.key, ends, Setting(self._boot.modules, here))
+
+    def _not_launched(self, why: str) -> None:
+        self.home.loop.post(partial(self.feed, core.LaunchFailed(why)))
 
     def launched(self, key: int, pid: int, death: int) -> None:
         if self._link and self._link.key == key:
@@ -374,20 +340,8 @@ class Runner:
         return written, page
 
     def _dead(self, cause: Cause) -> None:
-        self._settle_calls(cause)
+        self.line.lost(self._child.dying or cause)
         self.feed(core.Exited(cause))
-
-    def _settle_calls(self, cause: Cause) -> None:
-        """What the dead worker had and did not answer: reading can be asked again, writing cannot."""
-        for call in self._inbox.open_calls():
-            if not call.written:
-                continue
-            if call.kind == "get_state":
-                call.written = False
-                self._outbox.put_back(Asking(messages.Query(call.id), call))
-            else:
-                self._inbox.give_up(call)
-                call.fail(FlowCrashed(self.name, self._child.dying or cause))
 
     def _forget(self) -> None:
         self.gone.set()

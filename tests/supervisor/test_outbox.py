@@ -6,6 +6,7 @@ import select
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -135,13 +136,16 @@ class Heavy:
     size: int
     name: bytes = b"H"
     withdrawn: bool = False
-    frame: int = 0
+    sends: int = 0
 
-    def frames(self, held: Held, number: Callable[[], int]) -> list[bytes]:
-        return Sending(Portable(self.name * (self.frame or 1)), None).frames(held, number)
+    needs: tuple[messages.Code, ...] = ()
+    numbered: bool = True
 
-    def written(self) -> bool:
-        return True
+    def frame(self, number: int) -> bytes:
+        return Sending(Portable(self.name * (self.sends or 1)), None).frame(number)
+
+    def written(self) -> None:
+        pass
 
 
 # ------------------------------------------------------------------ order and numbers
@@ -428,7 +432,7 @@ def test_patience_is_asked_only_when_it_is_needed(bench: Bench) -> None:
 
 def test_waiters_go_on_when_it_drains(bench: Bench) -> None:
     worker = bench.worker()
-    bench.outbox.put(Heavy(LIMIT, frame=10_000), lambda: 0.0, busy)
+    bench.outbox.put(Heavy(LIMIT, sends=10_000), lambda: 0.0, busy)
     blocked = [Blocked(bench.outbox, signal(b"b")) for _ in range(4)]
     received = bench.flush(worker)
     assert [thread.join() for thread in blocked] == [True] * 4
@@ -436,17 +440,25 @@ def test_waiters_go_on_when_it_drains(bench: Bench) -> None:
 
 
 def test_waiters_go_on_when_a_withdrawn_entry_makes_room(bench: Bench) -> None:
-    heavy = Heavy(LIMIT, withdrawn=True)
+    heavy = Heavy(LIMIT)
     bench.outbox.put(heavy, lambda: 0.0, busy)
     blocked = Blocked(bench.outbox, signal(b"b"))
+    heavy.withdrawn = True
     worker = bench.worker()
     assert blocked.join() is True
     assert names(bench.flush(worker)) == [b"b"]
 
 
+def test_what_is_withdrawn_takes_no_room(bench: Bench) -> None:
+    for _ in range(9):
+        bench.outbox.put(Heavy(LIMIT, withdrawn=True), lambda: 0.0, busy)
+    assert bench.put(signal(b"b")) and bench.outbox.waiting < LIMIT
+    assert names(bench.flush(bench.worker())) == [b"b"]
+
+
 def test_waiters_wait_on_while_a_worker_dies(bench: Bench) -> None:
     first = bench.worker()
-    bench.outbox.put(Heavy(LIMIT, frame=10_000), lambda: 0.0, busy)
+    bench.outbox.put(Heavy(LIMIT, sends=10_000), lambda: 0.0, busy)
     blocked = Blocked(bench.outbox, signal(b"b"))
     bench.detach()
     first.die()
@@ -459,7 +471,7 @@ def test_waiters_wait_on_while_a_worker_dies(bench: Bench) -> None:
 def test_waiters_are_let_go_at_the_end(bench: Bench, half_written: bool) -> None:
     if half_written:
         bench.worker()
-    bench.outbox.put(Heavy(LIMIT, frame=10_000), lambda: 0.0, busy)
+    bench.outbox.put(Heavy(LIMIT, sends=10_000), lambda: 0.0, busy)
     blocked = [Blocked(bench.outbox, signal(b"b")) for _ in range(3)]
     bench.outbox.close()
     assert [thread.join() for thread in blocked] == [False] * 3
@@ -540,3 +552,26 @@ def test_a_late_pump_finds_nothing_to_do(bench: Bench) -> None:
     worker.read()
     bench.outbox.pump()
     assert not worker.read() and not bench.watched
+
+
+# ------------------------------------------------------------------ Ctrl-C
+
+
+def test_whatever_ctrl_c_interrupts_the_next_writer_finds_whole(
+    bench: Bench, interrupted: Callable[[int, Callable[[], object]], bool]
+) -> None:
+    worker = bench.worker()
+    moment, again = 0, True
+    while again:
+        moment += 1
+        code = [messages.Code(moment + 1000 * number, b"code") for number in range(2)]
+        again = interrupted(moment, partial(bench.put, signal(b"a", needs=(code[0],))))
+        bench.put(signal(b"b", 2 * PIPE, needs=(code[0],)))
+        interrupted(moment, partial(bench.put, signal(b"c", needs=(code[1],))))
+        bench.put(signal(b"d", needs=(code[1],)))
+        received = bench.flush(worker)
+        signals = names([message for message in received if isinstance(message, messages.Signal)])
+        assert signals in ([b"a", b"b", b"c", b"d"], [b"a", b"b", b"d"], [b"b", b"c", b"d"], [b"b", b"d"]), moment
+        assert {message for message in received if isinstance(message, messages.Code)} == set(code)
+        assert bench.outbox.waiting == 0
+    assert moment > 20
