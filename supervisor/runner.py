@@ -161,9 +161,10 @@ class Runner:
                 self._turns.now(partial(self._audience.publish, events.Progress, done=done, total=total))
             case messages.Log(record):
                 self._log(payload.decode(record, trust="data"))
-            case messages.Hello(version, _, nonce):
+            case messages.Hello(version, pid, nonce):
                 if version != messages.VERSION or nonce != link.nonce:
                     raise ProtocolError(f"hello of another worker, or version {version} instead of {messages.VERSION}")
+                link.pid = pid  # the engine's word may come later than the readiness
             case _:
                 self._turns.on_loop(partial(self._live, message))
 

@@ -58,7 +58,8 @@ def test_restarts_need_no_sigchld_and_no_status_of_a_child(host: str, request: p
         handle = supervisor.start(idle)
         events = handle.subscribe(kinds=(FlowRestarted, FlowError))
         for number in (signal.SIGKILL, signal.SIGSEGV):
-            os.kill(handle.pid or 0, number)
+            assert handle.pid
+            os.kill(handle.pid, number)
             event = restarted(events)
             assert event.cause and event.cause.detail == number.name
         os.kill(parent(handle.pid), signal.SIGKILL)

@@ -234,7 +234,8 @@ def test_a_death_is_seen_although_grandchildren_hold_the_pipes(supervisor: Super
     events = handle.subscribe(kinds=(FlowRestarted, FlowError))
     with Watch([inside]) as group, Watch([outside]) as escaped:
         began = time.monotonic()
-        os.kill(handle.pid or 0, signal.SIGKILL)
+        assert handle.pid
+        os.kill(handle.pid, signal.SIGKILL)
         event = restarted(events)
         assert time.monotonic() - began < SLACK  # an end of file would never come
         assert event.cause and event.cause.detail == "SIGKILL"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from caravela import BootError, FlowCrashed, FlowState, Supervisor, flow, repeat, wait_until
+from caravela import BootError, FlowCrashed, FlowStarted, FlowState, Supervisor, flow, repeat, wait_until
 from caravela.supervisor.outbox import Outbox
+from caravela.supervisor.runner import Runner
 from caravela.supervisor.subscribers import Subscription
 
 idle = flow("idle", repeat(wait_until(lambda s: False)), initial_state={"n": 0})
@@ -17,6 +18,10 @@ idle = flow("idle", repeat(wait_until(lambda s: False)), initial_state={"n": 0})
 
 def bump(state: dict[str, int]) -> dict[str, int]:
     return {"n": state["n"] + 1}
+
+
+def own_pid(state: object) -> dict[str, int]:
+    return {"pid": os.getpid()}
 
 
 def die(state: object) -> None:
@@ -38,6 +43,17 @@ def test_what_of_this_process_cannot_travel(
         with pytest.raises(BootError, match="flow 'idle' cannot start: "):
             supervisor.start(idle)
     assert supervisor.start(idle).update(bump) == {"n": 1}
+
+
+def test_a_flow_that_is_ready_has_a_pid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the zygote's word, that it has forked the worker, comes behind the worker's own."""
+    monkeypatch.setattr(Runner, "launched", lambda *_: None)
+    with Supervisor(preload=False) as supervisor:
+        started = supervisor.subscribe(FlowStarted)
+        handle = supervisor.start(idle)
+        pid = handle.update(own_pid)["pid"]
+        event = started.get(10.0)
+        assert isinstance(event, FlowStarted) and pid == handle.pid == event.pid
 
 
 def test_who_begins_to_listen_during_a_launch_hears_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
