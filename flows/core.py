@@ -31,12 +31,17 @@ class Over(Exception):
     """Unwinds to ``advance`` once the terminal effect is out."""
 
 
+def _unwatched(_no: int) -> None:
+    pass
+
+
 class Core:
     """Holds the parts; decides nothing about steps."""
 
     def __init__(self, plan: Plan, state: bytes, codec: Codec, probe: Callable[[str, int], None]) -> None:
         self.over = False
         self.interested = False
+        self.replaying: Callable[[int], None] = _unwatched
         self._visible = Visible(state, codec)
         self._plan, self._codec, self._probe = plan, codec, probe
         root = plan.nodes[0]
@@ -47,7 +52,8 @@ class Core:
         self._last_task = 0
 
     @property
-    def _effects(self) -> list[Effect]:
+    def effects(self) -> list[Effect]:
+        """Of the advance under way, as far as it has come, or else of the last one."""
         return self._visible.effects
 
     @property
@@ -73,9 +79,9 @@ class Core:
     # -------------------------------------------------------------- how it ends
 
     def _end(self, effect: Finish | Fail | Stopped | Crash) -> NoReturn:
-        self._effects.extend(CancelTask(task) for task in self._tasks)
+        self.effects.extend(CancelTask(task) for task in self._tasks)
         self._tasks.clear()
-        self._effects.append(effect)
+        self.effects.append(effect)
         self.over = True
         raise Over
 
@@ -96,7 +102,7 @@ class Core:
         path = self._path(branch)
         self._probe(path, attempt)
         if self.interested:
-            self._effects.append(Entered(path, attempt))
+            self.effects.append(Entered(path, attempt))
 
     def _path(self, branch: Branch) -> str:
         return self._plan.path(branch.node.id)
@@ -125,13 +131,13 @@ class Core:
         self._last_task = task = self._last_task + 1
         self._tasks[task] = branch
         pooled = isinstance(step, Parallel | Race)
-        self._effects.append(StartTask(task, fn, args, step.executor, self._path(branch), branch.attempt, pooled))
+        self.effects.append(StartTask(task, fn, args, step.executor, self._path(branch), branch.attempt, pooled))
         return task
 
     def _forget(self, *tasks: int) -> None:
         for task in tasks:
             del self._tasks[task]
-            self._effects.append(CancelTask(task))
+            self.effects.append(CancelTask(task))
 
     def _brought(self, result: Returned | Raised) -> tuple[Returned | Raised, bytes | None]:
         """The state that a body brought, if any; one that cannot be a state makes its result an ``Error``."""
@@ -157,7 +163,7 @@ class Core:
             self._replay(branch, rebasing, 0, now)
 
     def _replay(self, branch: Branch, rebasing: Rebasing, fuel: int, now: float) -> int:
-        used = rebasing.rebase.replay(self._visible, fuel)
+        used = rebasing.rebase.replay(self._visible, fuel, self.replaying)
         if rebasing.rebase.complete:
             branch.activity = None
             self._visible.become(rebasing.rebase.base)

@@ -64,7 +64,8 @@ class Machine(Bodies):
     the truth about one that never returns. ``fuel``: transitions in one ``advance``, fewer when the state is large.
 
     ``deadline``: when to send ``Tick``; not after ``now``: the machine is runnable; None: only another event helps.
-    ``interested``: set it to get ``Entered``. ``over``: the terminal effect is out, nothing more will come.
+    ``interested``: set it to get ``Entered``. ``replaying``: set it to hear the number of each signal that is replayed
+    on what a body returned, and 0 after the last of them. ``over``: the terminal effect is out, nothing more will come.
     """
 
     def __init__(
@@ -262,7 +263,7 @@ class Machine(Bodies):
         for branch in self._branches:
             if isinstance(branch.activity, Rebasing):
                 branch.activity.then = nothing
-        self._effects.extend(CancelTask(task) for task in self._tasks)
+        self.effects.extend(CancelTask(task) for task in self._tasks)
         self._stopped_if_idle()
 
     def _stopped_if_idle(self) -> None:

@@ -1,5 +1,6 @@
 """G5: what a signal that comes while a body computes does to the state that the body returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -54,12 +55,16 @@ class Rebase:
     def complete(self) -> bool:
         return self.done == len(self.log.entries)
 
-    def replay(self, visible: Visible, fuel: int) -> int:
-        """Replay at most ``fuel`` signals; returns how many. Once complete, ``base`` is the state to become."""
+    def replay(self, visible: Visible, fuel: int, watch: Callable[[int], None]) -> int:
+        """Replay at most ``fuel`` signals; returns how many. Once complete, ``base`` is the state to become.
+
+        ``watch`` hears the number of each before it is applied, and 0 after the last.
+        """
         last = min(self.done + fuel, len(self.log.entries))
         used = last - self.done
         for logged in self.log.entries[self.done : last]:
             signal = logged.signal
+            watch(signal.no)
             # An update is answered at its first success; after that nobody waits for it any more.
             call = signal.call if logged.failed else 0
             match visible.apply(signal, self.base):
@@ -69,5 +74,7 @@ class Rebase:
                     self.base = state
                     if call:
                         visible.effects.append(Applied(signal.no, call, state))
+        if used:
+            watch(0)
         self.done = last
         return used

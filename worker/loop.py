@@ -9,6 +9,7 @@ import math
 import select
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Final, assert_never
 
 from caravela.errors import ProtocolError, StepRaised
@@ -18,9 +19,9 @@ from ..flows.machine import Machine
 from ..protocol import messages, payload
 from ..protocol.messages import ToWorker
 from ..protocol.status import Page
-from . import exits
+from . import clones, exits
 from .boot import Booted
-from .pipe import Halted, HostGone, Pipe
+from .pipe import TORN, Halted, HostGone, Pipe
 from .tasks import TaskRunner
 
 SLOW: Final = 0.050
@@ -35,7 +36,7 @@ _LONGEST_LOOK: Final = 2**31 - 1
 _LONGEST: Final = 64 * 2**10
 """Characters of an error's text that travel."""
 
-_LOST: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL
+_LOST: Final = select.POLLHUP | select.POLLERR
 
 
 class Loop:
@@ -49,6 +50,8 @@ class Loop:
         self._interest = booted.interest
         self._machine = Machine(booted.flow.plan, booted.state, payload.ValueCodec(), probe=self._stand, fuel=FUEL)
         self._machine.interested = booted.interest >= 2
+        self._machine.replaying = self._replays
+        self._replayed = 0
         self._handled = 0
         self._path = ""
         self._since = 0.0
@@ -57,6 +60,11 @@ class Loop:
         self._poll = select.poll()
         if pipe.halt is not None:
             self._listen(pipe.halt, select.POLLIN)
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Path and attempt of the step entered last."""
+        return self._machine.position
 
     def run(self) -> int:
         """Until the flow has ended and said so; returns the exit code."""
@@ -103,6 +111,8 @@ class Loop:
         """Reads and writes what can be; returns whether bodies are done."""
         done = False
         for fd, mask in self._poll.poll(patience):
+            if mask & select.POLLNVAL:
+                raise OSError(TORN)
             if fd == self._pipe.reads:
                 if not mask & select.POLLIN:
                     raise HostGone
@@ -112,7 +122,7 @@ class Loop:
                     raise HostGone
                 self._pipe.flush()
             elif fd == self._pipe.halt:
-                raise Halted
+                raise OSError(TORN) if self._pipe.torn else Halted
             else:
                 done = True
         return done
@@ -154,9 +164,11 @@ class Loop:
                 fn = self._declared(fn)
             args = self._importer.load(message.args) if message.args else ()
         except BaseException as error:  # loading runs code of the user's: it may even ask the interpreter to exit
+            clones.came_back(self._pipe.born, error)
             why = StepRaised.of(error, self._machine.position[0])
             self._reject(events.Rejected(message.no, message.call, why, late=False))
         else:
+            clones.came_back(self._pipe.born)
             size = len(message.function) + len(message.args)
             self._advance(events.Signal(message.no, message.call, fn, args, size))
         self._handled += 1
@@ -175,7 +187,10 @@ class Loop:
         try:
             self._importer.define(message)
         except BaseException as error:
+            clones.came_back(self._pipe.born, error)
             self._log(f"{message.module}.{message.name} cannot be loaded: {StepRaised.of(error)}")
+        else:
+            clones.came_back(self._pipe.born)
 
     # ------------------------------------------------------------------ the machine
 
@@ -192,13 +207,23 @@ class Loop:
         self._path = path
         self._page.enter(path, attempt)
 
+    def _replays(self, no: int) -> None:
+        """The machine replays signals: this one comes next, 0: that was the last."""
+        self._passed()
+        self._replayed = no
+        self._page.executing(no)
+
     def _passed(self) -> None:
+        """The machine has called functions of the user's. They ran in here, and in any fork that came out of them."""
+        if clones.generation != self._pipe.born:
+            clones.leave(_error_in(self._machine.effects))
         now = time.monotonic()
         took, self._since = now - self._since, now
         if took > SLOW:
             place = self._path or "its begin"
             ms = f"{took * 1000:.0f} ms"
-            self._log(f"the flow was held up for {ms} at {place}: a function, a signal or a large state")
+            what = f"replaying signal {self._replayed}" if self._replayed else "a function, a signal or a large state"
+            self._log(f"the flow was held up for {ms} at {place}: {what}")
 
     def _effect(self, effect: events.Effect) -> None:
         send = self._pipe.send
@@ -239,6 +264,14 @@ class Loop:
     def _log(self, message: str) -> None:
         record = {"name": "caravela.worker", "level": 30, "message": message[:_LONGEST], "path": self._path}
         self._pipe.send(messages.Log(payload.encode(record)))
+
+
+def _error_in(effects: Iterable[events.Effect]) -> StepRaised | None:
+    """What a function of the user's raised in the machine, as far as that says it."""
+    for effect in effects:
+        if isinstance(effect, events.Crash | events.Rejected):
+            return effect.error
+    return None
 
 
 def text(error: StepRaised) -> bytes:

@@ -5,12 +5,16 @@ module (a connection bound to its thread) works the next time too. Those of ``pa
 a pool. What awaits runs on one event loop in a thread of its own, made at the first such body. No thread here keeps
 the process from ending, and a body on a thread cannot be killed: a cancelled one is told (:func:`stopping`), its
 thread is given up, and its result comes when it comes.
+
+An event loop that ends too soon (SystemExit in a task beside a body) fails the bodies that it had; the next gets
+another. A fork that comes out of a body is no worker and ends (:mod:`.clones`).
 """
 
 import os
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from caravela.errors import StepRaised
 
 from ..flows.events import Raised, Returned, StartTask, TaskDone
+from . import clones
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,13 +34,14 @@ if TYPE_CHECKING:
 class _Job:
     """One body under way; the loop's thread, a body thread and the event loop's all look at it."""
 
-    __slots__ = ("awaits", "begun", "cancelled", "done", "task", "thread")
+    __slots__ = ("awaits", "begun", "cancelled", "done", "events", "task", "thread")
 
     def __init__(self, task: StartTask) -> None:
         self.task = task
         self.cancelled = False
         self.done = False
         self.thread: BodyThread | None = None
+        self.events: EventThread | None = None
         self.awaits: asyncio.Task[None] | None = None
         self.begun = False
 
@@ -53,17 +59,24 @@ def stopping() -> bool:
 
 
 class TaskRunner:
-    """``fileno`` is readable when ``drain`` has results. All methods belong to the loop's thread."""
+    """``fileno`` is readable when ``drain`` has results. All methods belong to the loop's thread.
 
-    def __init__(self) -> None:
+    ``unheard(path, attempt)``, on any thread: a body is done and ``fileno`` cannot say so, since a body closed it.
+    """
+
+    def __init__(self, unheard: Callable[[str, int], None] | None = None) -> None:
         self._jobs: dict[int, _Job] = {}
         self._results: deque[TaskDone] = deque()
+        self._unheard = unheard
+        self._born = clones.generation
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._made = os.fstat(self._wake)
         self._open = allocate_lock()  # while the eventfd is written its number must not become another file's
         self._threads: set[BodyThread] = set()
         self._lasting: BodyThread | None = None
         self._idle: deque[BodyThread] = deque()
         self._events: EventThread | None = None
+        self._past: list[EventThread] = []
 
     def fileno(self) -> int:
         return self._wake
@@ -88,8 +101,8 @@ class TaskRunner:
         if job is None or job.cancelled:
             return
         job.cancelled = True
-        if self._events:
-            self._events.call(partial(_cancel, job))
+        if job.events:
+            job.events.call(partial(_cancel, job))
         if job.thread is self._lasting and job.thread and not job.done:
             self._lasting = None
             self._dismiss(job.thread)
@@ -115,11 +128,14 @@ class TaskRunner:
             self._dismiss(thread)
             if thread not in busy:
                 thread.join()
-        if self._events:
-            self._events.stop()
         with self._open:
-            os.close(self._wake)
-            self._wake = -1
+            loops = [*self._past, *([self._events] if self._events else [])]
+        for events in loops:
+            events.stop()
+        with self._open, suppress(OSError):
+            number, self._wake, ours = self._wake, -1, self._is_ours()
+            if ours:
+                os.close(number)
 
     # ------------------------------------------------------------------ on threads
 
@@ -147,13 +163,15 @@ class TaskRunner:
         """On a body thread."""
         _current.set(job)
         result: Returned | Raised
-        value, awaits = None, False
+        value, awaits, ended = None, False, None
         try:
             value = job.task.fn(*job.task.args)
             awaits = isawaitable(value)  # asks the value for its class, which may raise
             result = Returned(value)
         except BaseException as error:
-            result = _raised(error, job)
+            result, ended = _raised(error, job), error
+        clones.came_back(self._born, ended)
+        del ended
         _current.set(None)
         thread = job.thread
         if job.task.pooled and thread:
@@ -167,16 +185,23 @@ class TaskRunner:
     # ------------------------------------------------------------------ on the event loop
 
     def _await(self, job: _Job, value: Awaitable[Any] | None) -> None:
-        with self._open:
-            if self._events is None:
-                from .threads import EventThread
+        try:
+            with self._open:
+                events = self._events
+                if events is None:
+                    from .threads import EventThread
 
-                events = EventThread()
-                events.start()
-                self._events = events
-        self._events.call(partial(self._begin, job, value, self._events))
+                    events = EventThread(self._ended)
+                    events.start()
+                    self._events = events
+                job.events = events
+        except RuntimeError as error:  # the system has no more threads
+            self._finish(job, _raised(error, job))
+        else:
+            events.call(partial(self._begin, job, value, events))
 
     def _begin(self, job: _Job, value: Awaitable[Any] | None, events: "EventThread") -> None:
+        assert events.loop
         job.awaits = events.loop.create_task(self._body(job, value))
 
     async def _body(self, job: _Job, value: Awaitable[Any] | None) -> None:
@@ -185,19 +210,53 @@ class TaskRunner:
         if job.cancelled:
             _cancel(job)
         result: Returned | Raised
+        ended = None
         try:
             result = Returned(await (job.task.fn(*job.task.args) if value is None else value))
         except BaseException as error:  # also what would end the event loop for everybody else: SystemExit
-            result = _raised(error, job)
+            result, ended = _raised(error, job), error
+        clones.came_back(self._born, ended)
+        del ended
         self._finish(job, result)
+
+    def _ended(self, events: "EventThread", error: BaseException) -> None:
+        """On the event loop's thread. What it had fails at once: a body there may refuse to be cancelled."""
+        what = StepRaised.of(error)
+        words = "ended the event loop" if events.loop else "kept the event loop from starting"
+        why = f"{what.type} {words}: {what.message}".removesuffix(": ")
+        with self._open:
+            if self._events is events:
+                self._events = None
+            self._past = [*(past for past in self._past if past.is_alive()), events]
+            lost = [job for job in list(self._jobs.values()) if job.events is events]
+        for job in lost:
+            task = job.task
+            self._finish(job, Raised(StepRaised("RuntimeError", why, what.traceback, task.path, task.attempt)))
 
     def _finish(self, job: _Job, result: Returned | Raised) -> None:
         """On any thread."""
+        if job.done:
+            return  # its event loop ended first
         job.done = True
         self._results.append(TaskDone(job.task.task, result))
+        if not self._told() and self._unheard:
+            self._unheard(job.task.path, job.task.attempt)
+
+    def _told(self) -> bool:
         with self._open:
-            if self._wake >= 0:
+            if self._wake < 0:
+                return True  # nobody listens any more
+            try:
+                if not self._is_ours():
+                    return False
                 os.eventfd_write(self._wake, 1)
+            except OSError:
+                return False
+        return True
+
+    def _is_ours(self) -> bool:
+        """A body that closed the eventfd may have a file of its own under that number by now."""
+        return os.path.samestat(os.fstat(self._wake), self._made)
 
 
 def _cancel(job: _Job) -> None:

@@ -442,6 +442,75 @@ def test_a_function_that_holds_up_the_loop_is_logged(host: Host, monkeypatch: py
     assert logs[1]["path"] == "set_state[0]" and "held up" in logs[1]["message"]
 
 
+def test_a_signal_that_is_replayed_is_named_on_the_page_and_in_the_log(
+    host: Host, gates: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caravela.worker.loop.SLOW", 0.0)
+    began, go_on = gates
+
+    def body(state: Any) -> Ok:
+        os.eventfd_write(began, 1)
+        os.eventfd_read(go_on)
+        return Ok(state | {"body": True})
+
+    def hold(state: Any) -> Any:
+        if "body" in state:
+            os.eventfd_write(began, 1)
+            os.eventfd_read(go_on)
+        return state | {"n": state["n"] + 1}
+
+    host.start(flow("replays", run(body), wait(60_000), initial_state={"n": 0}), None, 0)
+    os.eventfd_read(began)
+    host.signal(plus)
+    host.signal(hold, call=1)
+    logs = []
+    while not isinstance(frame := host.read(), Reply):
+        logs.append(payload.decode(frame.record)["message"])
+    assert not any("replaying" in log for log in logs)
+    os.eventfd_write(go_on, 1)
+    os.eventfd_read(began)
+    status = host.page.read()
+    assert (status.path, status.executing) == ("run[0]", 2)
+    os.eventfd_write(go_on, 1)
+    host.write(Query(2))
+    logs.clear()
+    while not isinstance(frame := host.read(), Reply):
+        logs.append(payload.decode(frame.record)["message"])
+    assert payload.decode(frame.value) == {"n": 2, "body": True}
+    assert [log.partition(" at ")[2] for log in logs if "replaying" in log] == [
+        "run[0]: replaying signal 1",
+        "run[0]: replaying signal 2",
+    ]
+    assert host.page.read().executing == 0
+
+
+def test_a_body_that_closes_what_wakes_the_loop_ends_a_worker_at_home_too(host: Host, gates: list[int]) -> None:
+    began, go_on = gates
+
+    def eventfds() -> set[int]:
+        links = {fd: f"/proc/self/fd/{fd}" for fd in map(int, os.listdir("/proc/self/fd"))}
+        return {fd for fd, link in links.items() if os.path.exists(link) and "eventfd" in os.readlink(link)}
+
+    def body(state: Any) -> None:
+        os.eventfd_write(began, 1)
+        os.eventfd_read(go_on)
+        (own,) = eventfds() - set(state)
+        os.close(own)
+        state.append(os.open(os.devnull, os.O_RDONLY))
+        assert state[-1] == own
+
+    before = sorted(eventfds())
+    host.start(flow("closes", run(body), initial_state=before))
+    os.eventfd_read(began)
+    (own,) = eventfds() - set(before)
+    os.eventfd_write(go_on, 1)
+    crashed = _error(host.hear(Crashed).error)
+    assert (crashed.type, crashed.message, crashed.path) == ("OSError", pipe.TORN, "run")
+    assert host.end() == exits.CRASHED
+    assert os.readlink(f"/proc/self/fd/{own}") == os.devnull  # whose number it is now keeps it
+    os.close(own)
+
+
 # ------------------------------------------------------------------ back-pressure
 
 
