@@ -176,6 +176,7 @@ class Runner:
                 self.last = state, time.monotonic()
                 self.signals = tuple(payload.decode(signals, trust="data"))
                 self.feed(core.Ready())
+                self.home.engine.booted(self._key)
             case messages.Done() | messages.Failed() | messages.Stopped():
                 self.feed(core.Ended(message))
             case messages.BootFailed(error):

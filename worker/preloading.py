@@ -1,13 +1,16 @@
 """What a branch of the zygote does before it forks workers: it imports, then looks whether forks may share what came.
 
-What does not survive a fork whole, or must not be shared by forks, makes a module unsuitable: threads, descriptors (a
-connection), child processes, ways to take signals. Such a module each worker imports for itself.
+What does not survive a fork whole, or must not be shared by forks, makes a module unsuitable: threads, timers,
+descriptors (a connection) and a changed limit of them, child processes, ways to take signals. Such a module each worker
+imports for itself.
 """
 
 import importlib
 import os
 import re
+import resource
 import select
+import signal
 import sys
 import time
 import warnings
@@ -33,12 +36,21 @@ class _Traces:
 
     fds: tuple[str, ...]
     signals: tuple[int, ...]
+    limit: tuple[int, int]
+    timers: tuple[bool, ...]
+    """Whether each is armed; how much of it is left always differs."""
 
     @classmethod
     def now(cls) -> "_Traces":
         signals = _SIGNALS.findall(Path("/proc/self/status").read_text())
         fds = sorted(os.listdir("/proc/self/fd"))
-        return cls(tuple(fds), tuple(int(mask, 16) & ~_OF_LIBC for mask in signals))
+        timers = (signal.getitimer(which) for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))
+        return cls(
+            tuple(fds),
+            tuple(int(mask, 16) & ~_OF_LIBC for mask in signals),
+            resource.getrlimit(resource.RLIMIT_NOFILE),
+            tuple(any(timer) for timer in timers),
+        )
 
 
 def preload(modules: Iterable[str], environment: bytes) -> str | None:
@@ -56,6 +68,10 @@ def preload(modules: Iterable[str], environment: bytes) -> str | None:
         return "it opens or closes file descriptors when it is imported"
     if after.signals != before.signals:
         return "it changes how signals are taken when it is imported"
+    if after.limit != before.limit:
+        return "it changes the limit of file descriptors when it is imported"
+    if after.timers != before.timers:
+        return "it sets a timer when it is imported"
     if _has_children():
         return "it starts a process when it is imported"
     if _has_threads():

@@ -1,19 +1,14 @@
 """The zygote: a small process without threads that forks workers on request, reaps them and reports how they ended.
 
-    host ──[LAUNCH, key] + reads, writes, page──▶ zygote ──fork──▶ worker (own session)
-    host ──[BRANCH, key] + control, setting─────▶ zygote ──fork──▶ branch
-    host ◀─[HELLO, version] · [LAUNCHED, key, pid] + pidfd · [LAUNCH_FAILED, key, why] · [EXITED, key, status]── zygote
-
-One SEQPACKET socketpair, one packet a message, fds by SCM_RIGHTS. It lives as long as its host: the end of file on
-the socket makes it kill every worker with its group, reap them and go. It is forked from for each worker, so what it
-imports every worker has for nothing, and what it does not import it cannot break.
+What it is asked and says is in :mod:`.wire`. It lives as long as its host: the end of file on its socket makes it kill
+every worker with its group, reap them and go. It is forked from for each worker, so what it imports every worker has
+for nothing, and what it does not import it cannot break.
 
 A *branch* is a child zygote: it imports the modules that its setting names, then serves LAUNCH on a control socket of
-its own, or says [UNSUITABLE, why] there and goes. The first zygote, the root, reaps it and reports its end like that of
-a worker; when the root is lost its branches die with it, and their workers with them.
+its own, or says why it is unsuitable and goes. The first zygote, the root, reaps it and reports its end like that of a
+worker; when the root is lost its branches die with it, and their workers with them.
 """
 
-import array
 import contextlib
 import ctypes
 import gc
@@ -34,21 +29,22 @@ import msgpack
 
 from . import exits
 from .preloading import preload
-
-VERSION: Final = 2
-
-HELLO: Final = 0
-LAUNCHED: Final = 1
-LAUNCH_FAILED: Final = 2
-EXITED: Final = 3
-LAUNCH: Final = 4
-BRANCH: Final = 5
-UNSUITABLE: Final = 6
-
-FDS: Final = {LAUNCH: 3, BRANCH: 2}
-"""That come with a request."""
-
-PACKET: Final = 4096
+from .reaping import kill, kill_group, readable, reap
+from .wire import (
+    BRANCH,
+    EXITED,
+    FDS,
+    HELLO,
+    LAUNCH,
+    LAUNCH_FAILED,
+    LAUNCHED,
+    PACKET,
+    UNSUITABLE,
+    VERSION,
+    passed,
+    rights,
+    room,
+)
 
 BRANCHES_GONE_WITHIN: Final = 0.5
 """Seconds that branches have, after the end of file, to kill and reap their workers; then they are killed."""
@@ -64,6 +60,8 @@ Run = Callable[[int, int, int], int]
 _SIGINT, _SIG_DFL = int(signal.SIGINT), int(signal.SIG_DFL)
 _prctl = ctypes.PyDLL(None).prctl
 _prctl.argtypes = ctypes.c_int, ctypes.c_ulong
+
+_exit = os._exit  # also where a worker has put something else in its place
 
 
 def main(control: int, nofile: int, worker: str) -> NoReturn:
@@ -157,12 +155,11 @@ class Zygote:
     # ------------------------------------------------------------------ launching
 
     def _receive(self) -> bool:
-        room = socket.CMSG_SPACE(max(FDS.values()) * array.array("i").itemsize)
-        packet, ancillary, _, _ = self._host.recvmsg(PACKET, room, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, _, _ = self._host.recvmsg(PACKET, room(max(FDS.values())), socket.MSG_CMSG_CLOEXEC)
         if not packet:
             return False
         kind, key = msgpack.unpackb(packet)
-        fds = _passed(ancillary)
+        fds = passed(ancillary)
         try:
             if len(fds) == FDS[kind]:
                 self._launch(kind, key, fds)
@@ -209,9 +206,7 @@ class Zygote:
             if why := preload(modules, environment):
                 host.send(msgpack.packb([UNSUITABLE, why[: PACKET // 8]]))
                 return exits.ENDED
-            for stream in (sys.stdout, sys.stderr):
-                if stream is not None:
-                    stream.flush()  # half a line would come out of every worker
+            _flush()  # half a line would come out of every worker
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
             _freeze()
@@ -233,71 +228,54 @@ class Zygote:
         self._branches.discard(pidfd)
         self._epoll.unregister(pidfd)
         os.close(pidfd)
-        self._send([EXITED, key, _reap(pid)])
+        self._send([EXITED, key, reap(pid)])
 
     def _kill_all(self) -> None:
         """Branches have read the same end of file; one that cannot, since it still imports, is ended by SIGINT."""
+        if os.getpid() != self._pid:
+            return  # a fork of it that came as far as here; these are its brothers
         for pidfd, (_, pid) in self._children.items():
             if pidfd in self._branches:
-                os.kill(pid, signal.SIGINT)
+                kill(pid, signal.SIGINT)
             else:
-                os.kill(pid, signal.SIGKILL)
-                _kill_group(pid)
+                kill(pid, signal.SIGKILL)
+                kill_group(pid)
         end = time.monotonic() + BRANCHES_GONE_WITHIN
         for pidfd, (_, pid) in self._children.items():
-            if pidfd in self._branches and not _readable(pidfd, end - time.monotonic()):
-                os.kill(pid, signal.SIGKILL)
-            _reap(pid)
+            if pidfd in self._branches and not readable(pidfd, end - time.monotonic()):
+                kill(pid, signal.SIGKILL)
+            reap(pid)
             os.close(pidfd)
         self._children.clear()
         self._epoll.close()
 
     def _send(self, packet: list[Any], *fds: int) -> None:
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._host.sendmsg([msgpack.packb(packet)], ancillary)
+        self._host.sendmsg([msgpack.packb(packet)], rights(fds))
 
 
 def _live(life: Callable[[list[int]], int], fds: list[int]) -> NoReturn:
-    """The rest of a forked process; it ends with the code that ``life`` returns."""
+    """The rest of a forked process; it ends with the code that ``life`` returns.
+
+    Nothing leaves it: above it on the stack is the zygote's own work. A worker may have left anything behind, also no
+    ``sys.stdout``, or a signal handler that raises just before the end: hence the second ``finally``.
+    """
     code = exits.CRASHED
     try:
         code = life(fds)
     except BaseException:
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(BaseException):
-                stream.flush()
-        os._exit(code)
+        try:
+            _flush()
+            os._exit(code)
+        finally:
+            _exit(code)
 
 
-def _readable(fd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(max(seconds, 0.0) * 1000))
-
-
-def _passed(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The fds that came with a packet; also those of a cut control message, which must be closed like the others."""
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
-
-
-def _reap(pid: int) -> int:
-    """Waits for the end, kills what is left of the group *before* the pid becomes free, returns the wait status."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    _kill_group(pid)
-    _, status = os.waitpid(pid, 0)
-    return status
-
-
-def _kill_group(pid: int) -> None:
-    # The worker died before its setsid, or its group became another user's.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+def _flush() -> None:
+    for name in ("stdout", "stderr"):
+        with contextlib.suppress(BaseException):  # there may be none, or one of the user's
+            getattr(sys, name).flush()
 
 
 def _arm_parent_death_signal(parent: int) -> None:
@@ -309,8 +287,11 @@ def _arm_parent_death_signal(parent: int) -> None:
 
 
 def _reseed() -> None:
-    """Workers must not draw the same numbers. ``random`` reseeds itself after a fork; these two do not."""
-    if numpy_random := sys.modules.get("numpy.random"):  # NumPy itself loads it late
-        numpy_random.seed()
-    if torch := sys.modules.get("torch"):
-        torch.seed()
+    """Workers must not draw the same numbers. ``random`` reseeds itself after a fork; these two do not.
+
+    NumPy itself loads ``numpy.random`` late; and what goes by these names may be somebody's stub.
+    """
+    for name in ("numpy.random", "torch"):
+        seed = getattr(sys.modules.get(name), "seed", None)
+        if callable(seed):
+            seed()

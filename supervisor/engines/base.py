@@ -80,6 +80,10 @@ class Engine(Protocol):
         """
         ...
 
+    def booted(self, key: int) -> None:
+        """The worker's flow is loaded: what it imported can be imported, and others may want it."""
+        ...
+
     def terminate(self, key: int) -> None:
         """SIGTERM to the worker; nothing if it is gone."""
         ...

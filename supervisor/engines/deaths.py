@@ -1,8 +1,7 @@
-"""Ends of processes: seeing them, causing them, putting them into words. By pidfd; a number may be a stranger's."""
+"""Ends of processes: causing them by pidfd, since a number may be a stranger's, and putting them into words."""
 
 import contextlib
 import os
-import select
 import signal
 
 from caravela.errors import Cause
@@ -21,18 +20,6 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def readable(fd: int, seconds: float = 0.0) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
-
-
 def send_signal(pidfd: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         signal.pidfd_send_signal(pidfd, number)
-
-
-def kill_group(pid: int) -> None:
-    """Only while its leader is known to live, or to have died just now."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)

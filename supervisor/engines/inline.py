@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
@@ -15,7 +16,11 @@ from caravela.errors import Cause
 
 from ...worker import exits
 from ...worker.main import run
+from ..limits import with_enough_fds
 from .base import Ends, Exited, Launched, LaunchFailed, Loop, Setting
+
+OWN: Final = 4
+"""Fds that a worker opens for itself: its page, what wakes it, and a module while it is imported."""
 
 GONE_WITHIN: Final = 2.0
 """Seconds that ``close`` waits for all workers together."""
@@ -24,11 +29,9 @@ GONE_WITHIN: Final = 2.0
 class _Worker(threading.Thread):
     """``death`` becomes readable at its end; ``halt`` asks for it."""
 
-    def __init__(self, key: int, ends: Ends) -> None:
+    def __init__(self, key: int, ends: Ends, halt: int, death: int) -> None:
         super().__init__(name=f"caravela worker {key}", daemon=True)
-        self.ends = ends
-        self.halt = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.death = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.ends, self.halt, self.death = ends, halt, death
         self.code = exits.CRASHED
         self.told: signal.Signals | None = None
 
@@ -53,6 +56,25 @@ class _Worker(threading.Thread):
         return self.ends.reads, self.ends.writes, self.ends.page, self.halt
 
 
+def _halt_and_death() -> tuple[int, int]:
+    """Raises ``OSError`` also when only these two can be had: the worker could not tell its lack of others."""
+    made: list[int] = []
+    try:
+        while len(made) < 2 + OWN:
+            made.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    except OSError:
+        _close(made)
+        raise
+    halt, death, *spare = made
+    _close(spare)
+    return halt, death
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class InlineEngine:
     """``terminate`` and ``kill`` both end a worker's loop; its cause then names the signal, as if it were a process."""
 
@@ -63,17 +85,25 @@ class InlineEngine:
         self._loop = loop
 
     def launch(self, key: int, ends: Ends, setting: Setting) -> None:
-        worker = _Worker(key, ends)
+        try:
+            halt, death = with_enough_fds(_halt_and_death)
+        except OSError as error:
+            _close((ends.reads, ends.writes, ends.page))
+            self._loop.report(LaunchFailed(key, f"{error.strerror}"))
+            return
+        worker = _Worker(key, ends, halt, death)
         try:
             worker.start()
         except RuntimeError as error:  # the system has no more threads
-            for fd in (*worker.fds(), worker.death):
-                os.close(fd)
+            _close((*worker.fds(), worker.death))
             self._loop.report(LaunchFailed(key, str(error)))
             return
         self._workers[key] = worker
         self._loop.watch(worker.death, partial(self._ended, key))
         self._loop.report(Launched(key, os.getpid(), worker.death))
+
+    def booted(self, key: int) -> None:
+        """What it imported this process has."""
 
     def terminate(self, key: int) -> None:
         if worker := self._workers.get(key):
@@ -109,6 +139,5 @@ class InlineEngine:
         self._release(worker)
 
     def _release(self, worker: _Worker) -> None:
-        for fd in worker.fds():
-            os.close(fd)
+        _close(worker.fds())
         self._loop.unwatch(worker.death, close=True)

@@ -4,46 +4,34 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, assert_never
 
-from caravela.errors import Cause
-
-from ...worker import zygote as wire
-from ..boot import environment
-from ..limits import fds_of_the_host
-from .base import Ends, Exited, Launched, LaunchFailed, Loop, Setting
-from .branches import Branches
-from .deaths import cause, kill_group, readable, send_signal
-from .zygote import Branch, Request, Zygote, close_fd, spawn
+from ...worker import wire
+from ...worker.reaping import kill_group, readable
+from ..limits import fds_of_the_host, with_enough_fds
+from .base import Ends, Exited, Launched, LaunchFailed, Loop, Report, Setting
+from .branches import Branches, Steering
+from .deaths import cause, send_signal
+from .workers import LOST, Workers
+from .zygote import Branch, Plan, Request, Zygote, close_fd, spawn
 
 UNANSWERED: Final = 8
 """Requests before a zygote at once: a SEQPACKET socket holds ten packets, and fds in flight are counted too."""
 
-STATUS_WITHIN: Final = 1.0
-"""Seconds from a worker's death to the zygote's report of its status."""
+ANSWERED_WITHIN: Final = 2.0
+"""Seconds that a zygote has to answer a request whose worker is to be killed; then it is lost."""
+
+CLOSED_WITHIN: Final = 1.0
+"""Seconds that ``close`` gives a root that has not failed to answer, twice what that gives its branches."""
 
 GONE_WITHIN: Final = 2.0
-"""Seconds that ``close`` gives the zygote to kill and reap its workers."""
+"""Seconds that ``close`` waits for what it has killed: it is gone at once, unless the system holds it."""
 
 ZYGOTES: Final = 3
 """So many in a row may die before they say hello."""
-
-_LOST: Final = Cause("zygote_lost", "its zygote was lost")
-
-
-@dataclass(slots=True)
-class _Worker:
-    """``watched``: its death was not seen yet. ``late`` cancels the timer for a status that does not come."""
-
-    pid: int
-    death: int
-    zygote: Zygote
-    watched: bool = True
-    late: Callable[[], None] | None = None
 
 
 class ProcessEngine:
@@ -67,30 +55,33 @@ class ProcessEngine:
         self._dying: list[Zygote] = []  # no longer answering, not yet reaped
         self._failures = 0
         self._queue: deque[Request] = deque()  # of the zygote that there is, or will be
-        self._branches = Branches(preload, self._queue)
         self._doomed: dict[int, signal.Signals] = {}  # asked, and already to be killed
-        self._workers: dict[int, _Worker] = {}
+        self._workers = Workers()
+        self._branches = Branches(preload, self._queue, self._workers)
 
     def open(self, loop: Loop) -> None:
         self._loop = loop
-        self._branches.open(loop, self._receive, self._await_no_longer)
+        self._workers.open(loop, self._receive, self._report)
         self._start_zygote()
-        if preloaded := self._branches.setting(Setting((), environment())):
-            self._branch_out(preloaded)
+        self._branches.open(loop, Steering(self._receive, self._lose, self._ask_the_root))
 
     def launch(self, key: int, ends: Ends, setting: Setting) -> None:
-        """The first of its modules goes to the zygote at once, with a request for a branch to follow."""
         request = Request.launch(key, ends)
-        preloaded = self._branches.setting(setting)
-        branch = self._branches.use(preloaded) if preloaded else None
-        if branch is not None and branch.serves:
-            branch.queue.append(request)
-            self._ask(branch)
-            return
-        self._queue.append(request)
-        if preloaded and branch is None:
-            self._branch_out(preloaded)
-        self._ask_the_root()
+        match self._branches.place(key, setting):
+            case None:
+                self._queue.append(request)
+                self._ask_the_root()
+            case Plan() as plan:
+                plan.queue.append(request)
+            case Branch() as branch:
+                branch.queue.append(request)
+                self._ask(branch)
+            case other:
+                assert_never(other)
+
+    def booted(self, key: int) -> None:
+        """Was it the first of its setting, then a branch is to import for all that come later."""
+        self._branches.booted(key)
 
     def terminate(self, key: int) -> None:
         self._signal(key, signal.SIGTERM)
@@ -99,52 +90,62 @@ class ProcessEngine:
         self._signal(key, signal.SIGKILL)
 
     def close(self) -> None:
-        """Waits up to ``GONE_WITHIN`` seconds for the zygote, then kills it, and with it what it could not kill."""
+        """Waits up to ``CLOSED_WITHIN`` seconds for the root, then kills it, and with it what it could not kill.
+
+        One that has nothing to reap, or has already failed to answer, is killed at once.
+        """
         for zygote in self._zygotes():
-            if zygote.control_open:
+            if zygote.silent:
+                self._kill(zygote)
+            elif zygote.control_open:
                 with contextlib.suppress(OSError):  # it reads the end of file although we close later
                     zygote.control.shutdown(socket.SHUT_RDWR)
-        for zygote in filter(None, (self._zygote, *self._dying)):
-            if not readable(zygote.death, GONE_WITHIN):
-                for other in (*self._branches, zygote):
-                    if other.death >= 0:
-                        send_signal(other.death, signal.SIGKILL)
-                for worker in self._workers.values():
-                    kill_group(worker.pid)
-                readable(zygote.death, GONE_WITHIN)
-            zygote.reap()
+        for root in filter(None, (self._zygote, *self._dying)):
+            if not readable(root.death, CLOSED_WITHIN if self._has_to_reap(root) and not root.silent else 0.0):
+                for zygote in (*self._branches, root):
+                    self._kill(zygote)
+        end = time.monotonic() + GONE_WITHIN
         for zygote in self._zygotes():
+            if not isinstance(zygote, Branch):
+                readable(zygote.death, end - time.monotonic())
+                zygote.reap()
             self._let_go_of_control(zygote)
             if zygote.death >= 0:
                 self._loop.unwatch(zygote.death, close=True)
-        for worker in self._workers.values():
-            if worker.late:
-                worker.late()
-            readable(worker.death, GONE_WITHIN)
-            self._loop.unwatch(worker.death, close=True)
+        self._workers.close(end - time.monotonic())
         self._clear()
+
+    def _has_to_reap(self, root: Zygote) -> bool:
+        return root.ready and bool(root.asked or self._workers.any_of(root) or list(self._branches))
 
     def forget(self) -> None:
         """In a forked child: closes every fd of the engine here, touching neither the loop nor a process."""
         for zygote in self._zygotes():
             zygote.control.close()
             close_fd(zygote.death)
-        for worker in self._workers.values():
-            close_fd(worker.death)
+        self._workers.forget()
         self._clear()
 
     def _zygotes(self) -> list[Zygote]:
         """Whether they live or not; the root before its branches."""
         return [*filter(None, (self._zygote, *self._dying)), *self._branches]
 
+    def _queues(self) -> list[deque[Request]]:
+        return [self._queue, *self._branches.queues()]
+
     def _clear(self) -> None:
         asked = [request for zygote in self._zygotes() for request in zygote.asked.values()]
-        for request in (*asked, *self._queue, *(it for branch in self._branches for it in branch.queue)):
+        for request in (*asked, *(request for queue in self._queues() for request in queue)):
             request.close()
         self._branches.clear()
         self._zygote = None
-        for held in (self._dying, self._queue, self._doomed, self._workers):
+        for held in (self._dying, self._queue, self._doomed):
             held.clear()
+
+    def _report(self, report: Report) -> None:
+        if not isinstance(report, Launched):
+            self._branches.gone(report.key)  # first: who hears of it may launch again
+        self._loop.report(report)
 
     # ------------------------------------------------------------------ the zygote
 
@@ -175,12 +176,11 @@ class ProcessEngine:
                     self._refused(zygote, zygote.asked.pop(key), why)
                 case [wire.UNSUITABLE, why], None:
                     assert isinstance(zygote, Branch)
-                    zygote.unsuitable = True
                     self._branches.condemn(zygote, why)
                 case [wire.EXITED, key, status], None if key < 0:
-                    self._branch_exited(key, cause(status))
+                    self._branches.exited(key, cause(status))
                 case [wire.EXITED, key, status], None:
-                    self._exited(key, cause(status))
+                    self._workers.exited(key, cause(status))
 
     def _greet(self, zygote: Zygote, version: int) -> None:
         if version != wire.VERSION:
@@ -188,7 +188,7 @@ class ProcessEngine:
             self._lose(zygote)
             return
         if isinstance(zygote, Branch):
-            zygote.stop_waiting()
+            self._branches.greeted(zygote)
         else:
             self._failures = 0
         zygote.ready = True
@@ -208,31 +208,27 @@ class ProcessEngine:
     def _lose(self, zygote: Zygote) -> None:
         """Its workers die with it. A request that it did not answer may have become one: it counts as one."""
         self._let_go_of_control(zygote)
-        if zygote.death >= 0:
-            send_signal(zygote.death, signal.SIGKILL)
-        for worker in self._workers.values():
-            if worker.zygote is zygote:
-                kill_group(worker.pid)  # at once, while no other process can have got this number
-        if isinstance(zygote, Branch):
-            zygote.stop_waiting()
-            self._hand_over(zygote)
-            if zygote.ready:  # else only the root can say what became of it; until then nobody asks for another one
-                self._branches.drop(zygote)
-        else:
+        self._kill(zygote)
+        if not isinstance(zygote, Branch):
             for branch in self._branches:
                 self._lose(branch)
                 self._branches.drop(branch)
             self._zygote = None
             self._dying.append(zygote)
-        for key, worker in list(self._workers.items()):
-            if worker.zygote is zygote and not worker.watched:
-                self._exited(key, _LOST)
+        elif zygote.ready:  # else only the root can say what became of it; until then nobody asks for another one
+            self._branches.drop(zygote)
+        self._workers.lost_by(zygote)
         lost = list(zygote.asked.values())
         zygote.asked.clear()
         for request in lost:
             self._lost_in_launch(request)
         if zygote.ready or isinstance(zygote, Branch):
             self._ask_the_root()
+
+    def _kill(self, zygote: Zygote) -> None:
+        if zygote.death >= 0:
+            send_signal(zygote.death, signal.SIGKILL)
+        self._workers.kill_of(zygote)
 
     def _let_go_of_control(self, zygote: Zygote) -> None:
         if zygote.control_open:
@@ -250,51 +246,11 @@ class ProcessEngine:
         self._fail_all(why)
 
     def _fail_all(self, why: str) -> None:
-        for branch in self._branches:
-            self._hand_over(branch)
+        self._branches.hand_over()
         waiting = list(self._queue)
         self._queue.clear()  # first: who hears of it may launch again
         for request in waiting:
             self._fail(request, why)
-
-    # ------------------------------------------------------------------ branches
-
-    def _branch_out(self, setting: Setting) -> None:
-        """A branch for it, if there is room."""
-        superfluous = self._branches.superfluous(setting, self._idle)
-        if superfluous is None:
-            return
-        for other in superfluous:
-            self._lose(other)
-            self._branches.drop(other)
-        self._branches.make(setting)
-        self._ask_the_root()
-
-    def _idle(self, branch: Branch) -> bool:
-        return not (branch.queue or branch.asked or any(it.zygote is branch for it in self._workers.values()))
-
-    def _await_no_longer(self, branch: Branch) -> None:
-        branch.awaited = False
-        if not branch.ready:
-            self._hand_over(branch)
-            self._ask_the_root()
-
-    def _hand_over(self, branch: Branch) -> None:
-        """What waits for it is the root's."""
-        self._queue.extend(branch.queue)
-        branch.queue.clear()
-
-    def _branch_exited(self, key: int, why: Cause) -> None:
-        branch = self._branches.with_key(key)
-        if branch is None:
-            return
-        self._receive(branch)  # what it still said
-        if branch.control_open:
-            self._lose(branch)
-        if not branch.ready:
-            if not branch.unsuitable:
-                self._branches.condemn(branch, f"their import ended the process: {why}")
-            self._branches.drop(branch)
 
     # ------------------------------------------------------------------ launching
 
@@ -316,13 +272,12 @@ class ProcessEngine:
         elif death is None:  # no fd left here; without it nobody sees this worker's end
             kill_group(pid)  # not reaped before the zygote has seen it die
             self._doomed.pop(key, None)
-            self._loop.report(LaunchFailed(key, "no file descriptors left"))
+            self._report(LaunchFailed(key, "no file descriptors left"))
         else:
-            self._workers[key] = _Worker(pid, death, zygote)
-            self._loop.watch(death, partial(self._worker_died, key))
-            self._loop.report(Launched(key, pid, death))
+            self._workers.add(key, pid, death, zygote)
+            self._report(Launched(key, pid, death))
             if doom := self._doomed.pop(key, None):
-                self._signal(key, doom)
+                self._workers.signal(key, doom)
         self._ask(zygote)
 
     def _refused(self, zygote: Zygote, request: Request, why: str) -> None:
@@ -338,7 +293,7 @@ class ProcessEngine:
                 self._branches.drop(branch)
             return
         self._doomed.pop(request.key, None)
-        self._loop.report(LaunchFailed(request.key, why))
+        self._report(LaunchFailed(request.key, why))
 
     def _lost_in_launch(self, request: Request) -> None:
         """Not ``LaunchFailed``: nothing is wrong with this flow. Its worker is dead before it is launched."""
@@ -346,49 +301,38 @@ class ProcessEngine:
         if request.kind == wire.BRANCH:
             return
         self._doomed.pop(request.key, None)
-        death = os.eventfd(1, os.EFD_CLOEXEC)
-        self._loop.report(Launched(request.key, 0, death))
-        self._loop.report(Exited(request.key, _LOST))
+        try:
+            death = with_enough_fds(lambda: os.eventfd(1, os.EFD_CLOEXEC))
+        except OSError as error:
+            self._report(LaunchFailed(request.key, f"{LOST}; {error.strerror}"))
+            return
+        self._report(Launched(request.key, 0, death))
+        self._report(Exited(request.key, LOST))
         self._loop.unwatch(death, close=True)
 
     # ------------------------------------------------------------------ dying
 
     def _signal(self, key: int, number: signal.Signals) -> None:
-        if any(key in zygote.asked for zygote in self._zygotes()):
-            if self._doomed.get(key) is not signal.SIGKILL:
-                self._doomed[key] = number
-            return
-        for queue in (self._queue, *(branch.queue for branch in self._branches)):
+        for zygote in self._zygotes():
+            if key in zygote.asked:
+                if self._doomed.get(key) is not signal.SIGKILL:
+                    self._doomed[key] = number
+                    if number is signal.SIGKILL:
+                        self._loop.later(ANSWERED_WITHIN, partial(self._overdue, zygote, key))
+                return
+        for queue in self._queues():
             for request in queue:
                 if request.key == key:
                     queue.remove(request)
                     self._fail(request, "killed before it was launched")
                     return
-        worker = self._workers.get(key)
-        if worker is None or readable(worker.death):
-            return  # gone, and its group goes with it; the number may be a stranger's soon
-        if number is signal.SIGKILL:
-            kill_group(worker.pid)
-        send_signal(worker.death, number)
+        self._workers.signal(key, number)
 
-    def _worker_died(self, key: int) -> None:
-        """The zygote sees it too, kills the group and reports the status; it may have done so already."""
-        worker = self._workers.get(key)
-        if worker is None or not worker.watched:
+    def _overdue(self, zygote: Zygote, key: int) -> None:
+        """A zygote that lives and does not answer would hold up everybody who waits for the end of such a worker."""
+        self._receive(zygote)  # perhaps it was we who were late
+        if not zygote.control_open or key not in zygote.asked:
             return
-        worker.watched = False
-        self._loop.unwatch(worker.death, close=False)
-        if not worker.zygote.control_open:
-            self._exited(key, _LOST)
-            return
-        unknown = Cause("unknown", "the zygote did not say how it ended")
-        worker.late = self._loop.later(STATUS_WITHIN, partial(self._exited, key, unknown))
-
-    def _exited(self, key: int, why: Cause) -> None:
-        worker = self._workers.pop(key, None)
-        if worker is None:  # was reported as unknown, or could not be watched
-            return
-        if worker.late:
-            worker.late()
-        self._loop.report(Exited(key, why))
-        self._loop.unwatch(worker.death, close=True)
+        if isinstance(zygote, Branch):
+            self._branches.condemn(zygote, "it does not answer")
+        self._lose(zygote)

@@ -3,7 +3,6 @@
 A *branch* is a zygote that the first one, the root, has forked, and that has imported the modules of its setting.
 """
 
-import array
 import contextlib
 import fcntl
 import os
@@ -13,16 +12,15 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import msgpack
 
-from ...worker import zygote as wire
+from ...worker import wire
+from ...worker import zygote as process
 from ..limits import with_enough_fds
 from .base import Ends, Setting
 from .deaths import signal_name
-
-_ONE_FD: Final = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Request:
 class Zygote:
     """``ready``: it has said hello. ``death`` is its pidfd. ``control_open``: it was not let go of yet.
 
-    ``queue`` waits to be sent; what ``asked`` holds was sent and is not answered.
+    ``queue`` waits to be sent; what ``asked`` holds was sent and is not answered. ``silent``: it owes a status.
     """
 
     control: socket.socket
@@ -55,6 +53,7 @@ class Zygote:
     asked: dict[int, Request] = field(default_factory=dict)
     ready: bool = False
     control_open: bool = True
+    silent: bool = False
 
     def pass_on(self, most: int) -> list[tuple[Request, str]]:
         """Sends what waits, until ``most`` are unanswered; returns what cannot be sent, and why."""
@@ -80,14 +79,17 @@ class Zygote:
         with contextlib.suppress(OSError):  # an fd that finds no room is lost; at the hard limit so be it
             os.close(with_enough_fds(lambda: os.dup(self.control.fileno())))
         try:
-            packet, ancillary, _, _ = self.control.recvmsg(wire.PACKET, _ONE_FD, socket.MSG_CMSG_CLOEXEC)
+            packet, ancillary, _, _ = self.control.recvmsg(wire.PACKET, wire.room(1), socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             return self.hear()  # comes once, ahead of what the zygote said before it died
-        return (msgpack.unpackb(packet), _passed(ancillary)) if packet else None
+        if not packet:
+            return None
+        self.silent = False
+        return msgpack.unpackb(packet), next(iter(wire.passed(ancillary)), None)
 
     def _ask(self, request: Request) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", request.fds))]
-        self.control.sendmsg([msgpack.packb([request.kind, request.key])], rights, socket.MSG_NOSIGNAL)
+        said = msgpack.packb([request.kind, request.key])
+        self.control.sendmsg([said], wire.rights(request.fds), socket.MSG_NOSIGNAL)
 
     def reap(self) -> str:
         """How it ended, in words. The host may have reaped it before us, or have told the kernel to."""
@@ -100,38 +102,54 @@ class Zygote:
         return f"exit code {ended.si_status}" if ended.si_code == os.CLD_EXITED else signal_name(ended.si_status)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Branch(Zygote):
-    """``setting``: what it imports. ``death`` is -1 until the root has told it; ``key`` its own there, below zero.
+@dataclass(slots=True, eq=False)
+class Plan:
+    """What waits for a branch for ``setting``, before it is asked for and then until it is ready.
 
-    ``stop_waiting`` cancels the timer after which launches do not wait for it any more.
+    ``first``: the worker that shows whether the modules can be imported; it comes from the root. ``awaited``: launches
+    still wait; ``stop_waiting`` cancels the timer after which they do not.
     """
 
     setting: Setting
-    key: int
+    first: int
+    queue: deque[Request] = field(default_factory=deque)
     awaited: bool = True
-    unsuitable: bool = False
     stop_waiting: Callable[[], None] = lambda: None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Branch(Zygote):
+    """``death`` is -1 until the root has told it; ``key`` is its own there, below zero. ``plan``: what it is for."""
+
+    plan: Plan
+    key: int
+    unsuitable: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        return self.plan.setting
 
     @property
     def serves(self) -> bool:
-        return self.control_open and (self.ready or self.awaited)
+        """What its import held, a port perhaps, is free when it is gone: until the root says so, launches wait."""
+        return self.control_open if self.ready else self.plan.awaited
 
 
-def branch(key: int, setting: Setting) -> tuple[Branch, Request]:
+def branch(key: int, plan: Plan) -> tuple[Branch, Request]:
     """And what the root is to be asked. Raises ``OSError`` where no fds are left."""
     with contextlib.ExitStack() as undo:
         ours, theirs = with_enough_fds(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         undo.enter_context(ours)
         with theirs:
-            said = os.memfd_create("setting", os.MFD_CLOEXEC)
+            said = with_enough_fds(lambda: os.memfd_create("setting", os.MFD_CLOEXEC))
             undo.callback(os.close, said)
             with open(said, "wb", closefd=False) as file:
-                file.write(msgpack.packb([setting.modules, setting.environment]))
+                file.write(msgpack.packb([plan.setting.modules, plan.setting.environment]))
             os.lseek(said, 0, os.SEEK_SET)
             ours.setblocking(False)
             undo.pop_all()
-            return Branch(ours, -1, setting=setting, key=key), Request(wire.BRANCH, key, (theirs.detach(), said))
+            asks = Request(wire.BRANCH, key, (theirs.detach(), said))
+            return Branch(ours, -1, plan.queue, plan=plan, key=key), asks
 
 
 def spawn(nofile: int, worker: str, queue: deque[Request]) -> Zygote:
@@ -153,7 +171,7 @@ def spawn(nofile: int, worker: str, queue: deque[Request]) -> Zygote:
         code = (
             f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}; "
             f"sys.argv[:] = {list(map(str, sys.argv))!r}; "
-            f"from {wire.__name__} import main; main({control}, {nofile}, {worker!r})"
+            f"from {process.__name__} import main; main({control}, {nofile}, {worker!r})"
         )
         flags = util._args_from_interpreter_flags()
         # It begins in the host's group: a Ctrl-C must find it deaf before it can say so itself.
@@ -177,10 +195,3 @@ def spawn(nofile: int, worker: str, queue: deque[Request]) -> Zygote:
 def close_fd(fd: int) -> None:
     with contextlib.suppress(OSError):
         os.close(fd)
-
-
-def _passed(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            return array.array("i", data)[0]
-    return None

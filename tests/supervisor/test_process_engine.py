@@ -1,5 +1,6 @@
 """The process engine on a loop that a test turns by hand, with workers that do as they are told."""
 
+import errno
 import json
 import os
 import select
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +17,10 @@ import pytest
 
 from caravela.errors import Cause
 from caravela.supervisor.boot import environment
+from caravela.supervisor.engines import branches, process
 from caravela.supervisor.engines.base import Ends, Exited, Launched, LaunchFailed, Report, Setting
 from caravela.supervisor.engines.process import UNANSWERED, ZYGOTES, ProcessEngine
-from caravela.worker import zygote as wire
+from caravela.worker import wire
 
 Kind = TypeVar("Kind", Launched, LaunchFailed, Exited)
 LOST = Cause("zygote_lost", "its zygote was lost")
@@ -32,6 +35,7 @@ class HandLoop:
         self._watched: dict[int, Callable[[], None]] = {}
         self._between: list[Callable[[], None]] = []
         self._timers: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._numbers = count()
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         def add() -> None:
@@ -50,7 +54,7 @@ class HandLoop:
         self._between.append(remove)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-        no = len(self._timers)
+        no = next(self._numbers)
         self._timers[no] = time.monotonic() + seconds, call
         return lambda: void(self._timers.pop(no, None))
 
@@ -111,6 +115,11 @@ class Host:
         while not line.endswith(b"\n"):
             line += os.read(self.answers[key], 1)
         return json.loads(line)
+
+    def boot(self, key: int, *modules: str) -> None:
+        """Launches it; it is as a worker whose flow is loaded."""
+        self.launch(key, *modules)
+        self.engine.booted(key)
 
     def cause(self, key: int) -> Cause:
         return self.loop.until(Exited, key).cause
@@ -286,7 +295,7 @@ def test_zygotes_that_never_get_ready_fail_the_launch() -> None:
 
 def test_a_status_that_does_not_come_is_unknown(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.launch(1)
-    monkeypatch.setattr("caravela.supervisor.engines.process.STATUS_WITHIN", 0.01)
+    monkeypatch.setattr("caravela.supervisor.engines.workers.STATUS_WITHIN", 0.01)
     zygote = host.zygote()
     os.kill(zygote, signal.SIGSTOP)
     host.order(1, "exit 7")
@@ -324,7 +333,7 @@ def test_close_leaves_nothing(host: Host) -> None:
 
 
 def test_close_does_not_wait_for_ever_for_a_stopped_zygote(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caravela.supervisor.engines.process.GONE_WITHIN", 0.05)
+    monkeypatch.setattr("caravela.supervisor.engines.process.CLOSED_WITHIN", 0.05)
     host.fds.append(worker := os.pidfd_open(host.launch(1).pid))
     os.kill(host.zygote(), signal.SIGSTOP)
     host.engine.close()
@@ -397,6 +406,124 @@ def test_another_version_of_the_zygote_is_refused() -> None:
     host.close()
 
 
+# ------------------------------------------------------------------ zygotes that live and do not answer
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "ANSWERED_WITHIN", 0.05)
+
+
+def stop(pid: int) -> None:
+    """Returns when it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"T":
+        os.sched_yield()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_root_that_does_not_answer_is_lost_when_a_worker_must_die(host: Host) -> None:
+    host.launch(1)
+    stop(host.zygote())
+    for key in range(2, 4 + UNANSWERED):
+        host.ask(key)
+    host.engine.terminate(2)
+    host.engine.kill(2)
+    host.engine.kill(2)
+    assert {host.cause(key) for key in range(1, 2 + UNANSWERED)} == {LOST}
+    for key in range(2 + UNANSWERED, 4 + UNANSWERED):
+        assert host.loop.until(Launched, key).pid  # from the next one
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_branch_that_does_not_answer_is_lost_and_no_other_follows(host: Host) -> None:
+    stop(branched(host, 2))
+    for key in (3, 4):
+        host.ask(key, "colorsys")
+    host.engine.kill(3)
+    assert {host.cause(key) for key in (2, 3, 4)} == {LOST}
+    host.boot(5, "colorsys")
+    host.launch(6, "colorsys")
+    assert parent_of(host, 5) == parent_of(host, 6) == host.zygote()
+    host.order(1, "exit 7")
+    assert host.cause(1) == Cause("exit", "exit code 7")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_that_answers_late_is_kept(host: Host) -> None:
+    host.launch(1)
+    zygote = host.zygote()
+    stop(zygote)
+    host.ask(2)
+    host.engine.kill(2)
+    os.kill(zygote, signal.SIGCONT)
+    poll = select.poll()
+    assert host.engine._zygote
+    poll.register(host.engine._zygote.control, select.POLLIN)
+    poll.poll()
+    host.engine._overdue(host.engine._zygote, 2)
+    assert host.cause(2) == Cause("signal", "SIGKILL")
+    assert host.zygote() == zygote
+
+
+def test_the_group_of_a_worker_whose_status_does_not_come_is_killed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caravela.supervisor.engines.workers.STATUS_WITHIN", 0.01)
+    host.launch(1)
+    host.answer(1)
+    host.order(1, "grandchild")
+    host.fds.append(grandchild := os.pidfd_open(host.answer(1)["pid"]))
+    stop(host.zygote())
+    host.order(1, "exit 7")
+    assert host.cause(1).kind == "unknown"
+    assert gone(grandchild)
+
+
+@pytest.mark.parametrize("of", ["root", "branch"])
+def test_closing_waits_for_no_zygote_that_owes_a_status(host: Host, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    monkeypatch.setattr("caravela.supervisor.engines.workers.STATUS_WITHIN", 0.01)
+    monkeypatch.setattr(process, "CLOSED_WITHIN", 60)
+    branch = branched(host, 2)
+    key, zygote = (1, host.zygote()) if of == "root" else (2, branch)
+    host.fds.append(other := os.pidfd_open(host.launch(3, "colorsys").pid))
+    stop(zygote)
+    host.order(key, "exit 7")
+    assert host.cause(key).kind == "unknown"
+    before = time.monotonic()
+    host.engine.close()
+    assert time.monotonic() - before < 0.45  # less than a root gives its branches
+    assert gone(other)
+
+
+def test_closing_waits_for_no_zygote_that_has_nothing_to_reap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CLOSED_WITHIN", 60)
+    Host("fake_workers:unfinished").close()
+    host = Host()
+    host.launch(1)
+    host.order(1, "return 0")
+    host.cause(1)
+    stop(host.zygote())
+    host.close()
+
+
+def test_at_the_hard_limit_of_fds_a_lost_request_is_a_failed_launch(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.launch(1)
+    zygote = host.zygote()
+    stop(zygote)
+    host.ask(2)
+
+    def no_more(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(process, "with_enough_fds", no_more)
+    os.kill(zygote, signal.SIGKILL)
+    assert "Too many open files" in host.loop.until(LaunchFailed, 2).why
+    assert [type(report) for report in host.loop.reports if report.key == 2] == [LaunchFailed]
+
+
 # ------------------------------------------------------------------ branches
 
 
@@ -406,7 +533,7 @@ def parent_of(host: Host, key: int) -> int:
 
 def branched(host: Host, key: int) -> int:
     """Launches ``key`` from the branch of colorsys; returns the branch's pid."""
-    host.launch(key - 1, "colorsys")
+    host.boot(key - 1, "colorsys")
     host.answer(key - 1)
     host.launch(key, "colorsys")
     return parent_of(host, key)
@@ -421,10 +548,76 @@ def test_the_first_launch_is_the_roots_and_the_next_the_branchs(host: Host) -> N
     assert host.cause(2) == Cause("exit", "exit code 7")
 
 
+def test_a_branch_is_asked_for_when_the_first_worker_has_loaded_its_flow(host: Host) -> None:
+    host.launch(1, "colorsys")
+    host.ask(2, "colorsys")
+    host.launch(3)  # what the root was asked before, it has answered
+    assert list(host.engine._branches) == [] and not any(report.key == 2 for report in host.loop.reports)
+    host.engine.booted(1)
+    host.loop.until(Launched, 2)
+    assert parent_of(host, 2) != host.zygote()
+    host.engine.booted(2)
+    assert len(list(host.engine._branches)) == 1
+
+
+def test_what_waits_is_the_roots_when_the_first_worker_ends_before_it_is_ready(host: Host) -> None:
+    host.launch(1, "colorsys")
+    host.ask(2, "colorsys")
+    host.order(1, "exit 7")
+    host.loop.until(Launched, 2)
+    assert parent_of(host, 2) == host.zygote()
+    host.boot(3, "colorsys")  # the first of a new plan
+    host.launch(4, "colorsys")
+    assert parent_of(host, 3) == host.zygote() != parent_of(host, 4)
+
+
+def test_what_waits_is_the_roots_when_the_first_worker_is_not_launched(host: Host) -> None:
+    host.ask(1, "colorsys")
+    host.ask(2, "colorsys")
+    host.engine.kill(1)
+    host.loop.until(LaunchFailed, 1)
+    host.loop.until(Launched, 2)
+    assert parent_of(host, 2) == host.zygote()
+
+
+def test_nobody_waits_long_for_a_branch_that_is_planned(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "AWAITED", 0.01)
+    host.launch(1, "colorsys")
+    host.ask(2, "colorsys")
+    host.loop.until(Launched, 2)
+    host.launch(3, "colorsys")
+    assert parent_of(host, 2) == parent_of(host, 3) == host.zygote()
+    host.engine.booted(1)
+    (branch,) = host.engine._branches
+    while not branch.ready:
+        host.loop.turn()
+    host.launch(4, "colorsys")
+    assert parent_of(host, 4) != host.zygote()
+
+
+def test_a_lost_root_drops_the_plans(host: Host) -> None:
+    host.launch(1, "colorsys")
+    host.ask(2, "colorsys")
+    os.kill(host.zygote(), signal.SIGKILL)
+    assert host.cause(1) == LOST
+    host.loop.until(Launched, 2)
+    assert parent_of(host, 2) == host.zygote()
+
+
+def test_a_launch_that_waits_at_a_plan_can_be_killed_and_closing_closes_its_fds(host: Host) -> None:
+    host.launch(1, "colorsys")
+    host.ask(2, "colorsys")
+    host.ask(3, "colorsys")
+    host.engine.kill(2)
+    assert "killed before" in host.loop.until(LaunchFailed, 2).why
+
+
 def test_requests_wait_for_a_branch_in_order_and_beyond_what_its_socket_holds(host: Host) -> None:
     keys = range(4 * UNANSWERED)
     for key in keys:
         host.ask(key, "colorsys")
+    host.loop.until(Launched, 0)
+    host.engine.booted(0)
     assert all(host.loop.until(Launched, key).pid for key in keys)
     assert len({parent_of(host, key) for key in keys[1:]}) == 1
 
@@ -491,7 +684,7 @@ def test_closing_leaves_no_branch(host: Host) -> None:
 
 def test_closing_while_requests_wait_for_a_branch_closes_their_fds() -> None:
     host = Host()
-    host.launch(1)
+    host.boot(1, "colorsys")
     for key in range(2, 6):
         host.ask(key, "colorsys")
     host.close()

@@ -14,6 +14,12 @@ def obedient() -> Run:
     return obey
 
 
+def unfinished() -> Run:
+    """A zygote that never gets ready."""
+    while True:
+        signal.pause()
+
+
 def immediate() -> Run:
     return lambda reads, writes, page: 0
 
@@ -30,6 +36,8 @@ def obey(reads: int, writes: int, page: int) -> int:
                     raise RuntimeError("as told")
                 case ["die", name]:
                     os.kill(os.getpid(), signal.Signals[name])
+                case ["close", "streams"]:
+                    del sys.stdout, sys.stderr
                 case ["exit", code]:
                     os._exit(int(code))
                 case ["grandchild"]:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ import msgpack
 import pytest
 
 from caravela.protocol import payload
-from caravela.worker import zygote as wire
+from caravela.worker import exits, wire
+from caravela.worker.reaping import readable
+from caravela.worker.zygote import Zygote
 
 NOFILE = 321
 
@@ -238,7 +240,7 @@ def test_a_fork_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "fork", no_more)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     host = Host(ours, None)  # type: ignore[arg-type]  # the zygote is here
-    zygote = wire.Zygote(theirs, resource.getrlimit(resource.RLIMIT_NOFILE)[0], lambda reads, writes, page: 0)
+    zygote = Zygote(theirs, resource.getrlimit(resource.RLIMIT_NOFILE)[0], lambda reads, writes, page: 0)
     before = len(os.listdir("/proc/self/fd"))
     host.ask(1)
     assert zygote._receive()
@@ -249,6 +251,77 @@ def test_a_fork_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None
         os.close(fd)
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize(("end", "code"), [("return 0", 0), ("raise", exits.CRASHED)])
+def test_a_worker_without_streams_ends_alone(host: Host, end: str, code: int) -> None:
+    others = [host.launch(1), host.launch(2)]
+    worker = host.launch(3)
+    worker.order("close streams")
+    worker.order(end)
+    (tag, key, status), _ = host.hear()
+    assert (tag, key, os.waitstatus_to_exitcode(status)) == (wire.EXITED, 3, code)
+    for other in others:
+        other.answer()
+        other.order("return 5")
+        assert host.hear()[0][:2] == [wire.EXITED, other.key]
+
+
+@dataclass
+class Household:
+    """A zygote that is here, with children that others have made."""
+
+    zygote: Zygote
+    children: list[subprocess.Popen[bytes]]
+
+    def forks(self, tries: Callable[[], object]) -> int:
+        """In a fork that comes back up to the zygote's own frames; returns its exit code."""
+        if (pid := os.fork()) == 0:
+            try:
+                tries()
+            finally:
+                os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def household() -> Iterator[Household]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    zygote = Zygote(theirs, limits[0], lambda reads, writes, page: 0)
+    # In sessions of their own, as workers are.
+    children = [subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) for _ in range(3)]
+    zygote._children = {os.pidfd_open(child.pid): (key, child.pid) for key, child in enumerate(children)}
+    yield Household(zygote, children)
+    zygote._kill_all()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for child in children:
+        assert child.stdin
+        child.stdin.close()
+        child.wait()
+    ours.close()
+    theirs.close()
+
+
+def test_a_fork_that_comes_back_into_the_zygote_kills_nobody(household: Household) -> None:
+    household.forks(household.zygote._kill_all)
+    assert not any(readable(pidfd) for pidfd in household.zygote._children)
+
+
+def test_one_that_cannot_be_killed_saves_no_other(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    kill, foreign = os.kill, household.children[0].pid
+
+    def refuse(pid: int, number: int) -> None:
+        if pid == foreign:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", refuse)
+    household.zygote._kill_all()
+    assert household.zygote._children == {}
+    for child in household.children:
+        with pytest.raises(ProcessLookupError):
+            kill(child.pid, 0)
 
 
 # ------------------------------------------------------------------ branches
@@ -327,6 +400,13 @@ def test_a_branch_says_why_its_modules_are_unsuitable(host: Host) -> None:
     assert tag == wire.UNSUITABLE and "ModuleNotFoundError" in why
     assert host.hear()[0] == [wire.EXITED, -1, 0]
     host.launch(1)
+
+
+def test_what_only_goes_by_the_name_of_a_generator_is_not_reseeded(host: Host) -> None:
+    branch = host.branch(-1, "stubs")
+    assert branch.hear()[0][0] == wire.HELLO
+    worker = branch.launch(1)
+    assert worker.answer()["pid"] == worker.pid
 
 
 def test_half_a_line_of_an_import_is_printed_once(host: Host, tmp_path: Path) -> None:
