@@ -167,7 +167,7 @@ class Cause:
     ``ended`` where a permanent flow finished or failed.
     ``detail`` is the text for people: ``SIGSEGV``, ``exit code 7``, ``ValueError: …``.
     ``path`` and ``attempt`` say where the flow stood, as far as its last status tells. ``spent`` says why it was not
-    started again, where it might have been.
+    started again, where it might have been. ``carried`` is what ``reason`` is decoded from.
     """
 
     kind: str
@@ -176,11 +176,27 @@ class Cause:
     attempt: int = 0
     error: StepRaised | None = None
     spent: str = ""
+    carried: Any = field(default=None, hash=False)  # as bytes: the supervisor, which makes causes, decodes no values
+
+    @property
+    def reason(self) -> Any:
+        """What a permanent flow failed with: the value of its ``Error(reason)``, or a ``Reason``; else None.
+
+        A copy at each access. Raises ``UndecodableState``.
+        """
+        return None if self.carried is None else self.carried.copy().get()
 
     def __str__(self) -> str:
-        where = f" in {self.path}" if self.path else ""
+        told = f": {self._reason_shown()}" if self.carried is not None else ""
+        where = f" in {self.path}" if self.path and self.path not in told else ""
         spent = f"; {self.spent}" if self.spent else ""
-        return f"{self.detail}{where}{spent}"
+        return f"{self.detail}{told}{where}{spent}"
+
+    def _reason_shown(self) -> str:
+        try:
+            return str(self.reason)
+        except Exception as error:  # it is the user's value: perhaps it cannot be decoded here, or has no text
+            return f"a reason that cannot be shown ({type(error).__name__})"
 
 
 # ------------------------------------------------------------------ errors of calls
@@ -282,7 +298,7 @@ class FlowFailed(CaravelaError):
 class FlowCrashed(CaravelaError):
     """The worker died. ``outcome="unknown"``: the call under way was written, perhaps applied, never answered.
 
-    Empty where there was none: ``result()`` of a flow that has crashed and may not restart.
+    Empty where there was none: ``result()`` of a flow that has crashed (if permanent: crashed or ended) too often.
     """
 
     flow: str
@@ -296,7 +312,7 @@ class FlowCrashed(CaravelaError):
 
 @dataclass(eq=False)
 class FlowTimeout(CaravelaError, TimeoutError):
-    """No answer within ``seconds``; ``doing`` says what the worker was doing."""
+    """No answer within ``seconds``; ``doing`` says what the worker was doing. An ``update`` may still be applied."""
 
     call: str
     flow: str

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .events import Event, Terminal
-from .subscribers import Sink, interest, publish
+from .subscribers import Sink, Subscription, interest, publish
 
 
 class Audience:
@@ -56,11 +56,16 @@ class Audience:
             publish(sinks, self.event(kind, **fields))
 
     def conclude(self, end: Terminal, *, quiet: bool) -> None:
-        """The one terminal event. Whoever joins later gets it too; ``quiet``: those who are here do not."""
+        """The one terminal event. Whoever joins later gets it too.
+
+        ``quiet``: ``start`` raises it; of those who are here only they hear of it who would wait for it for ever.
+        """
         with self._lock:
             self.end = end
             own = self._own
-        if not quiet:
+        if quiet:
+            publish([sink for sink in own if isinstance(sink, Subscription)], end)
+        else:
             publish(own + self._common(), end)
 
     def event(self, kind: Callable[..., Event], **fields: Any) -> Any:

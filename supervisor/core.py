@@ -17,6 +17,7 @@ from typing import Final, TypeAlias, assert_never
 from caravela.errors import Cause, StepRaised
 
 from ..protocol import messages
+from .events import Encoded
 from .restarts import Budget, boot_delay
 from .spec import Policy
 
@@ -130,7 +131,7 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    incarnation: int
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +157,6 @@ class Up:
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
-    """An incarnation is gone, and another one follows."""
-
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
 class Publish:
     """The terminal event; exactly one per flow."""
 
@@ -174,7 +168,7 @@ class Forget:
     """No process is left, and none will come."""
 
 
-Effect: TypeAlias = Launch | SendStop | Terminate | Kill | Up | Died | Publish | Forget
+Effect: TypeAlias = Launch | SendStop | Terminate | Kill | Up | Publish | Forget
 
 
 # ------------------------------------------------------------------ the machine
@@ -193,6 +187,7 @@ class Child:
     history: tuple[float, ...] = ()
     boot_failures: int = 0
     ever_up: bool = False
+    """It has run: ``Up`` was told."""
     up: bool = False
     """This incarnation got as far as ``Ready``."""
     dying: Cause | None = None
@@ -208,10 +203,8 @@ class Child:
                 return "running"
             case Phase.STOPPING:
                 return "stopping"
-            case Phase.STARTING if self.incarnation <= 1:
-                return "starting"
             case _:
-                return "restarting"
+                return "restarting" if self.ever_up else "starting"
 
     def advance(self, event: Event, now: float) -> list[Effect]:
         if self.phase is Phase.ENDED:
@@ -248,19 +241,19 @@ class Child:
         self.deadline = now + self.policy.boot_timeout
         self.up = False
         self.dying = None
-        return [Launch(self.incarnation)]
+        return [Launch()]
 
     def _ready(self) -> list[Effect]:
         if self.phase is Phase.LEAVING:
             return []  # too late: it has been given up, and such a boot must not clear the count of failed ones
-        cause = self.cause if self.ever_up else None
-        self.up = self.ever_up = True
+        self.up = True
         self.boot_failures = 0
         if self.phase is not Phase.STARTING:
             return []  # it is being stopped
+        again, self.ever_up = self.ever_up, True
         self.phase = Phase.RUNNING
         self.deadline = None
-        return [Up(cause)]
+        return [Up(self.cause if again else None)]
 
     # -------------------------------------------------------------- last words
 
@@ -270,10 +263,15 @@ class Child:
         again = self.policy.restart == "permanent" and self.phase is not Phase.STOPPING
         self._leave(now)
         if again:
-            self.dying = Cause("ended", "failed" if isinstance(word, messages.Failed) else "finished")
+            self.dying = self._ended_as(word)
             return []
         self.published = True
         return [Publish(word)]
+
+    def _ended_as(self, word: LastWord) -> Cause:
+        if not isinstance(word, messages.Failed):
+            return Cause("ended", "finished")
+        return Cause("ended", "failed", carried=Encoded(word.reason, self.policy.trust))
 
     def _dying(self, cause: Cause, now: float) -> list[Effect]:
         if self.phase in (Phase.STARTING, Phase.RUNNING):
@@ -292,32 +290,38 @@ class Child:
             return self._forget()
         if self.phase is Phase.STOPPING:
             return self._publish(Silenced())
-        self.cause = cause = self.dying or cause
+        self.cause = cause = self.verdict(cause)
         restart = self.policy.restart
         if cause.kind == "zygote_lost" and restart != "temporary":
-            return [Died(cause), *self._launch(now)]  # nobody's fault: charged to no budget
+            return self._launch(now)  # nobody's fault: charged to no budget
         if not self.ever_up:
             return self._publish(Refused(cause))
         if restart == "temporary":
             return self._publish(GaveUp(cause))
         if not self.up:
-            return self._boot_again(cause, now)
+            return self._boot_again(now)
         history = Budget(self.policy.max_restarts, self.policy.max_seconds).charge(self.history, now)
         if history is None:
             policy = self.policy
             spent = f"max_restarts={policy.max_restarts} within {policy.max_seconds:g} s are spent"
             return self._give_up(spent)
         self.history = history
-        return [Died(cause), *self._launch(now)]
+        return self._launch(now)
 
-    def _boot_again(self, cause: Cause, now: float) -> list[Effect]:
+    def verdict(self, exit: Cause) -> Cause:
+        """What it said of its death knows more than how it left; where it stood then, its status page."""
+        if self.dying is None:
+            return exit
+        return self.dying if self.dying.path else replace(self.dying, path=exit.path, attempt=exit.attempt)
+
+    def _boot_again(self, now: float) -> list[Effect]:
         self.boot_failures += 1
         delay = boot_delay(self.boot_failures)
         if delay is None:
             return self._give_up(f"{self.boot_failures} boots in a row have failed")
         self.phase = Phase.BACKOFF
         self.deadline = now + delay
-        return [Died(cause)]
+        return []
 
     def _give_up(self, spent: str) -> list[Effect]:
         assert self.cause is not None

@@ -58,9 +58,12 @@ def shutdown() -> None:
     """End all unsupervised flows and what serves them; the next ``start`` begins anew. Idempotent."""
     global _own
     with _lock:
-        own, _own = _own, None
+        own = _own
     if own is not None:
         own.close()
+        with _lock:
+            if _own is own:
+                _own = None
 
 
 def _unsupervised() -> Supervisor:

@@ -189,6 +189,8 @@ def _why(end: FlowError) -> str:
     """A reason is the user's value: perhaps it cannot be decoded here, or has no text."""
     try:
         reason = end.reason
-        return f"it crashed: {reason}" if isinstance(reason, Cause) else f"it failed: {reason}"
+        if not isinstance(reason, Cause):
+            return f"it failed: {reason}"
+        return f"it {'ended too often' if reason.kind == 'ended' else 'crashed'}: {reason}"
     except Exception as error:
         return f"it failed, with a reason that cannot be shown ({type(error).__name__}: {error})"

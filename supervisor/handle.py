@@ -12,6 +12,8 @@ from ..protocol.functions import export
 from .calls import Call
 from .entries import Asking, Sending
 from .events import Encoded, Event, FlowDone, FlowError, FlowStopped, Terminal
+from .latch import Latch
+from .patience import check_may_wait, this_thread
 from .runner import Runner
 from .spec import seconds
 from .subscribers import DEFAULT_KINDS, Subscription
@@ -20,10 +22,14 @@ Function = Callable[..., Any] | str
 
 
 class FlowHandle:
-    """One flow. All methods may be called from any thread, also from callbacks.
+    """One flow. All methods may be called from any thread, also from callables given as ``notify=``.
 
     Every call on a flow that has ended raises ``FlowNotRunning``, which says how it ended; a call in a forked child of
     the supervisor's process raises ``SupervisorForked``. ``timeout`` is in seconds.
+
+    From a queue's own ``put`` or a log handler, what waits for the flow raises ``RuntimeError``: it would wait for
+    itself (``stop`` has asked for the stop all the same). Not from a signal handler or ``__del__``, which may interrupt
+    a thread that holds a lock: set a ``threading.Event`` there.
     """
 
     __slots__ = ("__weakref__", "_check", "_runner")
@@ -98,25 +104,25 @@ class FlowHandle:
         """The state becomes ``function(state, *args)``; a str names a declared signal. Does not wait for the worker.
 
         Raises ``NotPortable`` for what cannot travel. Blocks only while 8 MiB of signals wait, at most ``timeout``,
-        then raises ``FlowBusy`` (at once in callbacks and coroutines). One that raises there is reported as
+        then raises ``FlowBusy`` (at once in callables and coroutines). One that raises there is reported as
         ``SignalRejected``. It may run twice (once more on the state that a body returns): keep it pure.
         """
-        self._check()
-        seconds("timeout", timeout)
-        self._runner.line.tell(self._sending(function, args, "signal"), timeout)
+        self._begin(timeout)
+        patience = 0.0 if this_thread.serving else timeout
+        self._runner.line.tell(self._sending(function, args, "signal"), patience)
 
     def update(self, function: Function, *args: Any, timeout: float = 5.0) -> Any:
         """A signal that is waited for: returns the new state.
 
-        Raises ``SignalFailed`` with the worker's traceback, ``FlowTimeout`` saying what the worker was doing, and
-        ``FlowCrashed`` where the worker died with the signal: nobody knows whether it was applied.
+        Raises ``SignalFailed`` with the worker's traceback, ``FlowTimeout`` saying what the worker was doing (the
+        signal may still be applied), and ``FlowCrashed`` where the worker died with it: nobody knows whether it was
+        applied.
         """
-        self._check()
-        seconds("timeout", timeout)
+        self._begin(timeout)
         call = Call("update")
         entry = self._sending(function, args, "update")
         entry.call = call
-        value = self._runner.line.ask(call, entry, timeout)
+        value = self._ask(call, entry, timeout)
         if not call.ok:
             error = payload.decode(value, trust="data")
             assert isinstance(error, StepRaised)
@@ -125,10 +131,22 @@ class FlowHandle:
 
     def get_state(self, timeout: float = 5.0) -> Any:
         """The state now, after every signal that was sent before. Raises ``FlowTimeout``."""
-        self._check()
-        seconds("timeout", timeout)
+        self._begin(timeout)
         call = Call("get_state")
-        return self._decode(self._runner.line.ask(call, Asking(messages.Query(call.id), call), timeout))
+        return self._decode(self._ask(call, Asking(messages.Query(call.id), call), timeout))
+
+    def _begin(self, timeout: float | None, *, bounded: bool = True) -> None:
+        self._check()
+        if bounded or timeout is not None:
+            seconds("timeout", timeout)
+
+    def _ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
+        check_may_wait(call.kind)
+        this_thread.serving = True  # it may read, and then tells everybody what the worker says
+        try:
+            return self._runner.line.ask(call, entry, timeout)
+        finally:
+            this_thread.serving = False
 
     def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
         if not (callable(function) or isinstance(function, str)):
@@ -155,18 +173,11 @@ class FlowHandle:
 
     def wait(self, timeout: float | None = None) -> Terminal:
         """Until the flow has ended: its terminal event. Raises ``FlowTimeout``; a second call returns the same."""
-        self._check()
-        if timeout is not None:
-            seconds("timeout", timeout)
-        runner = self._runner
-        if not runner.ended.wait(timeout):
-            raise FlowTimeout("wait", self.name, timeout or 0.0, runner.doing())
-        assert runner.end is not None
-        return runner.end.for_another()
+        return self._ended("wait", timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """The final state. Raises what ended it: ``FlowFailed``, ``FlowCrashed``, ``FlowNotRunning`` (stopped)."""
-        match self.wait(timeout):
+        match self._ended("result", timeout):
             case FlowDone(state):
                 return state
             case FlowError(Cause() as cause):
@@ -182,14 +193,24 @@ class FlowHandle:
         Returns its terminal event once its process is gone; ``timeout`` bounds only this call (``FlowTimeout``; the
         flow ends all the same).
         """
-        self._check()
-        if timeout is not None:
-            seconds("timeout", timeout)
-        runner = self._runner
-        runner.stop()
-        if not runner.gone.wait(timeout):
-            raise FlowTimeout("stop", self.name, timeout or 0.0, runner.doing())
-        return self.wait()
+        self._begin(timeout, bounded=False)
+        self._runner.stop()
+        self._await(self._runner.gone, "stop", timeout)
+        return self._ended("stop", None)
+
+    def _ended(self, call: str, timeout: float | None) -> Terminal:
+        self._begin(timeout, bounded=False)
+        self._await(self._runner.ended, call, timeout)
+        assert self._runner.end is not None
+        return self._runner.end.for_another()
+
+    def _await(self, latch: Latch, call: str, timeout: float | None) -> None:
+        if latch.is_set():
+            return
+        if timeout != 0:
+            check_may_wait(call)
+        if not latch.wait(timeout):
+            raise FlowTimeout(call, self.name, timeout or 0.0, self._runner.doing())
 
 
 def checked(handle: object) -> FlowHandle:

@@ -3,15 +3,22 @@
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
+from typing import Final
 
 from . import core
 from .engines.base import Engine, Exited, Launched, LaunchFailed, Report
+from .latch import Latch
 from .limits import with_enough_fds
 from .loop import Loop
+from .patience import check_may_wait, this_thread
 from .runner import Runner
 from .subscribers import Delivery, Sink, Subscription
+
+DELIVERY: Final = 1.0
+"""Seconds that callables have for what still waits for them at the end, at least; ``shutdown``, where that is more."""
 
 
 class Household:
@@ -26,58 +33,119 @@ class Household:
         self._by_key: dict[int, Runner] = {}
         self._keys = count(1)
         self._lock = threading.Lock()
-        self._closing = False
-        self._empty = threading.Event()
-        self._empty.set()
+        self._ender: threading.Thread | None = None
+        self._empty = Latch()
+        self._silent = False
+        """Nobody is told anything any more."""
+        self._over = Latch()
 
     def begin(self) -> None:
-        self.loop.post(lambda: self.engine.open(_EngineLoop(self.loop, self._report)))
+        """Raises ``RuntimeError`` where the system has no more threads; it must be ended all the same."""
+        self.loop.post(self._open_engine)
         self.loop.start()
+
+    def _open_engine(self) -> None:
+        this_thread.serving = True
+        self.engine.open(_EngineLoop(self.loop, self._report))
 
     def admit(self, runner: Runner, *, unique: bool) -> None:
         """Starts it. Raises ``RuntimeError`` when everything is ending, ``ValueError`` for a name that is taken."""
         with self._lock:
-            if self._closing:
+            if self._ender:
                 raise RuntimeError("this supervisor is closed")
             if unique and any(other.name == runner.name for other in self.living()):
                 raise ValueError(f"name={runner.name!r} is taken by a flow that runs")
             self._runners[runner.id] = runner
-            self._empty.clear()
             self.loop.post(partial(runner.feed, core.StartAsked()))  # in the lock: before the stop of a close()
+
+    def expel(self, runner: Runner) -> None:
+        """Stops it, if it was admitted at all."""
+        if runner.id in self._runners:
+            runner.stop()
 
     def living(self) -> list[Runner]:
         """Oldest first; a flow ends with its terminal event, a moment before its process is gone."""
         return [runner for runner in list(self._runners.values()) if runner.end is None]
 
-    def listen(self, sink: Sink) -> None:
-        self._set_sinks([*self.sinks, sink])
+    # -------------------------------------------------------------- who hears of all
+
+    def listen(self, subscription: Subscription) -> None:
+        """It is closed where nothing will come any more."""
+        with self._lock:
+            silent = self._silent
+            if not silent:
+                self.sinks = [*self.sinks, subscription]
+        if silent:
+            subscription.close()
+        else:
+            self._tune()
 
     def unlisten(self, sink: Sink) -> None:
-        self._set_sinks([other for other in self.sinks if other is not sink])
+        with self._lock:
+            self.sinks = [other for other in self.sinks if other is not sink]
+        self._tune()
 
-    def _set_sinks(self, sinks: list[Sink]) -> None:
-        self.sinks = sinks
+    def _tune(self) -> None:
         for runner in list(self._runners.values()):
             runner.tune()
 
-    def end(self, shutdown: float) -> None:
-        """Everything, the flows with a grace of ``shutdown`` seconds; at any exception they are killed at once."""
+    def _hush(self) -> None:
         with self._lock:
-            self._closing = True
-        try:
+            self._silent = True
+            sinks = self.sinks
+        for sink in sinks:
+            if isinstance(sink, Subscription):
+                sink.close()
+
+    # -------------------------------------------------------------- the end
+
+    def end(self, shutdown: float) -> None:
+        """Everything, the flows with a grace of ``shutdown`` seconds; at any exception they are killed at once.
+
+        Whoever comes second waits for the first. Only threads that the first waits for do not.
+        """
+        patience = max(shutdown, DELIVERY)
+        with self._lock:
+            first = self._ender is None
+            if first:
+                check_may_wait("close")
+                self._ender = threading.current_thread()
+        if first:
+            self._end(shutdown, patience)
+        elif not (self.delivery.here or this_thread.serving or self._ender is threading.current_thread()):
+            self._wait_or_kill(self._over)
+            self.delivery.close(patience)  # where a callable came first, its thread goes on
+
+    def _end(self, shutdown: float, patience: float) -> None:
+        with ExitStack() as afterwards:  # the last one first, whatever happens
+            afterwards.callback(self._over.set)
+            afterwards.callback(self.delivery.close, patience)
+            afterwards.callback(self._hush)  # before callables are waited for: they may wait for this
+            afterwards.callback(self._end_serving)
             self._tell_all(core.StopAsked(shutdown))
-            self._empty.wait()
-        except BaseException:
-            self._tell_all(core.KillAsked())
-            self._empty.wait()
-            raise
-        finally:
+            self.loop.post(self._look_around)
+            if self._serves:
+                self._wait_or_kill(self._empty)
+
+    def _end_serving(self) -> None:
+        if self._serves:
             self.loop.post(self._close_engine)
             self.loop.thread.join()
-            self.delivery.close()
-            for sink in self.sinks:
-                if isinstance(sink, Subscription):
-                    sink.close()
+        else:
+            self.loop.forget()
+
+    @property
+    def _serves(self) -> bool:
+        """Its thread was started."""
+        return self.loop.thread.ident is not None
+
+    def _wait_or_kill(self, latch: Latch) -> None:
+        try:
+            latch.wait()
+        except BaseException:
+            self._tell_all(core.KillAsked())
+            latch.wait()
+            raise
 
     def _tell_all(self, event: core.Event) -> None:
         for runner in list(self._runners.values()):
@@ -104,8 +172,14 @@ class Household:
     def forget(self, runner: Runner) -> None:
         with self._lock:
             self._runners.pop(runner.id, None)
-            if not self._runners:
-                self._empty.set()
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """On the loop's thread."""
+        with self._lock:
+            empty = self._ender is not None and not self._runners
+        if empty:
+            self._empty.set()
 
     def impatient(self) -> bool:
         """In a callback or a coroutine a full flow is an error at once: waiting there would hold up everybody."""

@@ -8,7 +8,6 @@ them, so that it is judged last.
 
 import logging
 import secrets
-import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -22,10 +21,12 @@ from ..protocol.status import Status
 from . import core, events
 from .audience import Audience
 from .boot import Boot, environment
+from .endings import terminal
 from .engines.base import Engine, Setting
 from .entries import Asking
 from .events import Encoded
 from .inbox import Inbox, error_in
+from .latch import Latch
 from .line import Line
 from .link import Link
 from .loop import Loop
@@ -79,11 +80,11 @@ class Runner:
         self.signals = boot.signals
         self.last: tuple[bytes, float] | None = None
         """The last state known, encoded, and when it came."""
-        self.up = threading.Event()
+        self.up = Latch()
         """The first incarnation is ready, or never will be."""
-        self.ended = threading.Event()
-        self.gone = threading.Event()
-        self.refused: Cause | None = None
+        self.ended = Latch()
+        self.gone = Latch()
+        self.was_up = False
         self._child = core.Child(policy)
         self._outbox = Outbox(self._watch_room, home.loop.unwatch_writable)
         self._inbox = Inbox(home.loop, self._receive, self._broken)
@@ -107,7 +108,7 @@ class Runner:
 
     @property
     def incarnation(self) -> int:
-        return self._child.incarnation
+        return max(self._child.incarnation, 1)
 
     @property
     def cause(self) -> Cause | None:
@@ -245,8 +246,6 @@ class Runner:
                     self.home.engine.kill(self._link.key)
             case core.Up(cause):
                 self._is_up(cause)
-            case core.Died():
-                pass  # told when it is up again
             case core.Publish(end):
                 self._finish(end)
             case core.Forget():
@@ -263,31 +262,22 @@ class Runner:
             assert self.last is not None
             self._audience.publish(events.FlowState, carried=Encoded(self.last[0], self.policy.trust))
         self._outbox.release()
+        self.was_up = True
         self.up.set()
 
     def _finish(self, end: core.End) -> None:
-        match end:
-            case messages.Done(seq, state) | messages.Stopped(seq, state):
-                self._audience.seq, self.last = seq, (state, time.monotonic())
-                kind = events.FlowDone if isinstance(end, messages.Done) else events.FlowStopped
-                event = self._audience.event(kind, carried=Encoded(state, self.policy.trust))
-            case messages.Failed(seq, reason):
-                self._audience.seq = seq
-                event = self._audience.event(events.FlowError, carried=Encoded(reason, self.policy.trust))
-            case core.GaveUp(cause):
-                self._audience.seq += 1
-                event = self._audience.event(events.FlowError, carried=cause)
-            case core.Refused(cause):
-                self.refused = cause
-                event = self._audience.event(events.FlowError, carried=cause)
-            case core.Silenced():
-                self._audience.seq += 1
-                state_known = Encoded(self.last[0], self.policy.trust) if self.last else None
-                event = self._audience.event(events.FlowStopped, carried=state_known)
-            case _:
-                assert_never(end)
+        if not self._child.up:  # nothing came from this incarnation: its end is its number 0
+            self._audience.incarnation, self._audience.seq = self.incarnation, -1
+        if isinstance(end, messages.Done | messages.Stopped):
+            self.last = end.state, time.monotonic()
+        kind, seq, carried = terminal(end, self.last and self.last[0], self.policy.trust)
+        self._audience.seq = self._audience.seq + 1 if seq is None else seq
+        event = self._audience.event(kind, carried=carried)
         # ``start`` raises a refusal itself where it waits for it.
-        self._audience.conclude(event, quiet=self._quiet and isinstance(end, core.Refused))
+        try:
+            self._audience.conclude(event, quiet=self._quiet and isinstance(end, core.Refused))
+        except BaseException:  # whoever waits for the end must not wait for ever
+            log.exception("the end of flow %s was not told to all", self.id)
         self.line.end()
         self.up.set()
         self.ended.set()
@@ -342,7 +332,7 @@ class Runner:
         return written, page
 
     def _dead(self, cause: Cause) -> None:
-        self.line.lost(self._child.dying or cause)
+        self.line.lost(self._child.verdict(cause))
         self.feed(core.Exited(cause))
 
     def _forget(self) -> None:

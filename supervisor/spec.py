@@ -33,6 +33,8 @@ class Policy:
             raise ValueError(f"max_restarts={self.max_restarts} must not be negative")
         for name in ("max_seconds", "shutdown", "boot_timeout"):
             seconds(name, getattr(self, name))
+        if self.max_seconds == 0:
+            raise ValueError(f"max_seconds={self.max_seconds} must be above 0; for no restarts: max_restarts=0")
 
 
 def modules(preload: object) -> tuple[str, ...] | None:
@@ -45,6 +47,12 @@ def modules(preload: object) -> tuple[str, ...] | None:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"preload={preload!r}: {name!r} is not the name of a module")
     return tuple(preload)
+
+
+def check_engine(engine: object) -> None:
+    if engine == "spawn":
+        raise NotImplementedError("engine='spawn' comes with the support of platforms that cannot fork")
+    one_of("engine", engine, ("process", "inline"))
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -8,12 +8,15 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from types import MethodType
 from typing import Any, Final, Protocol
 
 from caravela.errors import FlowNotRunning, SupervisorForked
 
 from ..flows.checks import check_listener
 from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
+from .patience import check_may_wait
+from .spec import seconds
 
 log = logging.getLogger("caravela")
 
@@ -68,6 +71,9 @@ class Subscription:
     waits (one for each incarnation is always kept), anything else is dropped, and ``Lagged(n)`` says where and how
     many are missing. Starts, restarts and ends are never dropped. Iterating stops after ``close()`` and, for one flow,
     at its end, whether or not ``kinds`` asks for the terminal event.
+
+    Until then it takes events although nobody reads them, and so its flow sends every state: close what you leave, or
+    use it as a context manager.
     """
 
     __caravela_unportable__ = "a subscription stays in the process of its supervisor"
@@ -97,12 +103,13 @@ class Subscription:
         self._dropped: Lagged | None = None
         """What was dropped behind the last that waits."""
         self._numbers = count()
-        self._change = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken as itself: a Ctrl-C in a condition's __enter__ may leave it taken
+        self._change = threading.Condition(self._lock)
         self._over = False
         self._pid = os.getpid()
 
     def offer(self, event: Event) -> None:
-        with self._change:
+        with self._lock:
             if self._over:
                 return
             if isinstance(event, self._wanted):
@@ -142,28 +149,28 @@ class Subscription:
     def _some(self) -> bool:
         return bool(self._events or self._dropped or self._over)
 
-    def _check_process(self) -> None:
+    def _take(self, timeout: float | None) -> Event | None:
+        """The next one; None where none will ever come."""
         if self._pid != os.getpid():
             raise SupervisorForked(self._pid)
+        with self._lock:
+            if not self._some():
+                if timeout != 0:
+                    check_may_wait("waiting for an event")
+                if not self._change.wait_for(self._some, timeout):
+                    raise queue.Empty
+            return self._next()
 
     def get(self, timeout: float | None = None) -> Event:
         """The next event. ``queue.Empty`` after ``timeout`` seconds; ``FlowNotRunning`` where none will ever come."""
-        self._check_process()
-        with self._change:
-            if not self._change.wait_for(self._some, timeout):
-                raise queue.Empty
-            if (event := self._next()) is None:
-                raise FlowNotRunning("", "this subscription has ended")
-            return event
+        if timeout is not None:
+            seconds("timeout", timeout)
+        if (event := self._take(timeout)) is None:
+            raise FlowNotRunning("", "this subscription has ended")
+        return event
 
     def __iter__(self) -> Iterator[Event]:
-        while True:
-            self._check_process()
-            with self._change:
-                self._change.wait_for(self._some)
-                event = self._next()
-            if event is None:
-                return
+        while (event := self._take(None)) is not None:
             yield event
 
     def __aiter__(self) -> Any:
@@ -173,7 +180,7 @@ class Subscription:
         """No more events; what waits can still be read. Idempotent."""
         if self._pid != os.getpid():
             return  # a copy in a forked child: nothing here is ours
-        with self._change:
+        with self._lock:
             self._over = True
             self._change.notify_all()
         self._closed_by(self)
@@ -189,13 +196,15 @@ class Subscription:
 
 
 class QueueSink:
-    """Somebody else's queue, never waited for: when it is full the event is dropped, and ``Lagged`` says so later."""
+    """Somebody else's queue, never waited for: what it does not take is dropped, and ``Lagged`` says so later."""
 
     kinds: tuple[type[Event], ...] = NOTIFY_KINDS
 
     def __init__(self, put: Callable[[Event], object]) -> None:
         self._put = put
         self._dropped: Lagged | None = None
+        self._raises = False
+        """Since it last took an event."""
 
     def offer(self, event: Event) -> None:
         try:
@@ -203,10 +212,16 @@ class QueueSink:
                 self._put(self._dropped)
                 self._dropped = None
             self._put(event)
+            self._raises = False
         except queue.Full:
             self._dropped = lagged(self._dropped, event)
-        except Exception:
-            log.exception("notify= of flow %s raised; the event is lost", event.flow_id)
+        except BaseException as error:  # whatever it is, be it a SystemExit: the flow must go on, and must end
+            self._dropped = lagged(self._dropped, event)
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # no fault of the queue's: a Ctrl-C while this thread reads what a worker says
+            if not self._raises:
+                log.exception("notify= of flow %s raised; what it does not take is lost", event.flow_id)
+            self._raises = True
 
 
 class Delivery:
@@ -214,9 +229,11 @@ class Delivery:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Callable[[Event], object], Event]] = deque()
-        self._change = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._change = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._over = False
+        self._given_up = False
 
     def sink(self, function: Callable[[Event], object]) -> "QueueSink":
         return QueueSink(lambda event: self._put(function, event))
@@ -227,7 +244,7 @@ class Delivery:
         return threading.current_thread() is self._thread
 
     def _put(self, function: Callable[[Event], object], event: Event) -> None:
-        with self._change:
+        with self._lock:
             if len(self._waiting) >= CALLABLE_LIMIT:
                 raise queue.Full
             self._waiting.append((function, event))
@@ -239,7 +256,7 @@ class Delivery:
 
     def _run(self) -> None:
         while True:
-            with self._change:
+            with self._lock:
                 self._change.wait_for(lambda: self._waiting or self._over)
                 if not self._waiting:
                     return
@@ -249,28 +266,53 @@ class Delivery:
             except BaseException:  # also a SystemExit: the others' events come through this thread too
                 log.exception("a subscriber of flow %s raised", event.flow_id)
 
-    def close(self) -> None:
-        """What waits is still delivered; waits for that unless called by a callable."""
-        with self._change:
+    def close(self, patience: float) -> None:
+        """What waits is still delivered, for at most ``patience`` seconds; a callable that closes waits for nothing."""
+        with self._lock:
             self._over = True
             self._change.notify()
-        if self._thread is not None and not self.here:
-            self._thread.join()
+        if self._thread is None or self.here or self._given_up:
+            return
+        self._thread.join(patience)
+        if not self._thread.is_alive():
+            return
+        with self._lock:
+            told, self._given_up = self._given_up, True
+            left = len(self._waiting)
+            self._waiting.clear()
+        if told:  # by another who closed
+            return
+        log.warning("callables were not done %g s after the close; events that they do not get: %d", patience, left)
+
+
+PUTS: Final = ("put_nowait", "put")
 
 
 def sink_for(notify: Any, delivery: Delivery) -> Sink:
     """What ``notify=`` accepts: a queue (``put_nowait`` or ``put``) or a callable of one argument."""
-    polite = hasattr(notify, "put_nowait")
-    put = getattr(notify, "put_nowait" if polite else "put", None)
-    if put is not None and not isinstance(notify, type):
-        if inspect.iscoroutinefunction(put) or type(notify).__module__.partition(".")[0] == "asyncio":
-            raise NotImplementedError("delivery to an asyncio.Queue comes with AsyncSupervisor")
-        # A mere ``put`` may block (multiprocess.SimpleQueue: while a pipe is full): in no thread but the callables'.
-        return QueueSink(put) if polite else delivery.sink(QueueSink(put).offer)
+    puts = {name: put for name in PUTS if callable(put := getattr(notify, name, None))}
+    if puts and isinstance(notify, type):
+        raise TypeError(f"notify={notify!r} is a class: give an instance of it")
+    if _lives_on_a_loop(notify) or (
+        isinstance(notify, MethodType) and notify.__name__ in PUTS and _lives_on_a_loop(notify.__self__)
+    ):
+        raise NotImplementedError("delivery to an asyncio.Queue comes with AsyncSupervisor")
+    if put := puts.get("put_nowait"):
+        return QueueSink(put)
+    if put := puts.get("put"):
+        # It may block (multiprocess.SimpleQueue: while a pipe is full): in no thread but the callables'.
+        return delivery.sink(QueueSink(put).offer)
     if callable(notify):
         check_listener(notify)
         return delivery.sink(notify)
     raise TypeError(f"notify={notify!r} must be a queue (with put_nowait or put) or a callable")
+
+
+def _lives_on_a_loop(queue: Any) -> bool:
+    """No other thread may put into it."""
+    if any(kind.__module__ == "asyncio.queues" for kind in type(queue).__mro__):
+        return True
+    return any(inspect.iscoroutinefunction(getattr(queue, name, None)) for name in PUTS)
 
 
 def publish(sinks: list[Sink], event: Event) -> None:

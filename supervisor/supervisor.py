@@ -9,19 +9,20 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Literal
 
-from caravela.errors import BootError, FlowNotRunning, SupervisorForked
+from caravela.errors import BootError, Cause, FlowNotRunning, SupervisorForked
 
 from ..flows.flow import Flow
 from ..flows.outcomes import UNSET
 from .boot import Boot
 from .engines.inline import InlineEngine
 from .engines.process import ProcessEngine
-from .events import Event, Terminal
+from .events import Event, FlowError, Terminal
 from .handle import FlowHandle, checked
 from .household import Household
 from .loop import hands_free
+from .patience import check_may_wait
 from .runner import Runner
-from .spec import Policy, Restart, Trust, modules, one_of
+from .spec import Policy, Restart, Trust, check_engine, modules
 from .subscribers import DEFAULT_KINDS, Subscription, sink_for
 
 _ids = count(1)
@@ -47,7 +48,10 @@ class Supervisor:
     from which later workers are forked. ``preload``: modules to import there for all flows, from now on; ``False``:
     every worker imports for itself. What a module does when it is imported, all those workers then share a copy of.
 
-    All methods may be called from any thread. In a forked child they raise ``SupervisorForked``.
+    All methods may be called from any thread, also from callables given as ``notify=``. From a queue's own ``put`` or a
+    log handler, what waits (``close``, ``start`` with ``wait=True``) raises ``RuntimeError``. Not from a signal handler
+    or ``__del__``, which may interrupt a thread that holds a lock: set a ``threading.Event`` there. In a forked child
+    they raise ``SupervisorForked``.
     """
 
     __caravela_unportable__ = "a supervisor stays in its process"
@@ -64,7 +68,7 @@ class Supervisor:
         boot_timeout: float = 10.0,
         trust: Trust = "pickle",
     ) -> None:
-        one_of("engine", engine, ("process", "inline"))
+        check_engine(engine)
         self._engine = engine
         self._preload = modules(preload)
         self._policy = Policy(restart, max_restarts, max_seconds, shutdown, boot_timeout, trust)
@@ -84,30 +88,44 @@ class Supervisor:
         self.close()
 
     def open(self, *, private: bool = False) -> "Supervisor":
-        """What ``with`` does first. ``private``: ``caravela.start`` does not use it."""
+        """What ``with`` does first. ``private``: :func:`running`, and so ``caravela.start``, does not find it.
+
+        Raises ``OSError`` without descriptors for it and ``RuntimeError`` without a thread; then it is as new.
+        """
         self._check_process()
-        with self._lock:
-            if self._household or self._closed:
-                raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
-            with hands_free:
-                process = self._engine == "process"
-                self._household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
-                _all.add(self)
-            self._household.begin()
-            if not private:
-                _entered.append(self)
+        household = None
+        try:
+            with self._lock:
+                if self._household or self._closed:
+                    raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
+                with hands_free:
+                    process = self._engine == "process"
+                    household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
+                    household.begin()
+                    self._household = household
+                    _all.add(self)
+                if not private:
+                    _entered.append(self)
+        except BaseException:
+            if household:  # there was no thread, or a Ctrl-C came: nobody will close it
+                self._household = None
+                household.end(0.0)
+            raise
         return self
 
     def close(self) -> None:
-        """Stop all flows, at once and with their grace, then end what served them. Idempotent.
+        """Stop all flows, at once and with their grace, then end what served them. Idempotent: all callers wait for it.
 
-        A second Ctrl-C, or any other exception in here, kills instead of waiting.
+        A second Ctrl-C, or any other exception in here, kills instead of waiting. Callables (``notify=``) have
+        ``shutdown`` seconds, at least 1, for what still waits for them. Called by one of them while another thread
+        closes, it returns at once.
         """
         if self._pid != os.getpid():
             return  # a copy in a forked child: nothing here is ours
+        if not self._closed:
+            check_may_wait("close")
         with self._lock:
-            household = None if self._closed else self._household
-            self._closed = True
+            household, self._closed = self._household, True
             if self in _entered:
                 _entered.remove(self)
         if household:
@@ -151,10 +169,13 @@ class Supervisor:
         ``FlowDone``, ``FlowError`` and ``Lagged``. ``tag`` comes back in every event. ``name`` finds the flow in
         :meth:`get` and must be free. ``restart`` overrides the supervisor's.
 
-        Raises ``NotPortable`` for what cannot travel and ``BootError`` where the worker cannot load the flow or make
-        its first state. With ``wait=False`` it returns at once, and a failed boot is a ``FlowError``.
+        Raises ``NotPortable`` for what cannot travel, ``BootError`` where the worker cannot load the flow or make its
+        first state, and ``FlowNotRunning`` where it was stopped meanwhile. With ``wait=False`` it returns at once, and
+        a failed boot is a ``FlowError``.
         """
         household = self._here()
+        if wait:
+            check_may_wait("start(…, wait=True)")
         short = _short_name(flow)
         if name is not None and (not isinstance(name, str) or not name):
             raise TypeError(f"name={name!r} must be a non-empty str")
@@ -163,23 +184,19 @@ class Supervisor:
         boot = Boot.of(flow, initial_state)
         id = f"{short}-{next(_ids)}"
         runner = Runner(household, id, name, tag, policy, boot, sinks, quiet=wait)
-        household.admit(runner, unique=name is not None)
-        if wait:
-            self._await_boot(runner)
-        return FlowHandle(runner, self._check_process)
-
-    def _await_boot(self, runner: Runner) -> None:
         try:
-            runner.up.wait()
-        except BaseException:  # Ctrl-C: nobody will hold a handle to stop it by
-            runner.stop()
+            household.admit(runner, unique=name is not None)
+            if wait:
+                _await_boot(runner)
+            return FlowHandle(runner, self._check_process)
+        except BaseException:  # a Ctrl-C: nobody will hold a handle to stop it by
+            household.expel(runner)
             raise
-        if runner.refused is not None:
-            runner.gone.wait()
-            raise BootError(runner.name, str(runner.refused), runner.refused.error)
 
     def get(self, name_or_id: str) -> FlowHandle:
         """A flow that has not ended, by its id or by the ``name`` given to ``start``. Raises ``FlowNotRunning``."""
+        if not isinstance(name_or_id, str):
+            raise TypeError(f"name_or_id={name_or_id!r} must be a str")
         living = self._living()
         runner = next((r for r in living if r.id == name_or_id), None)
         runner = runner or next((r for r in living if r.name == name_or_id), None)
@@ -217,6 +234,18 @@ class Supervisor:
         self._closed = True
         if self._household:
             self._household.forked()
+
+
+def _await_boot(runner: Runner) -> None:
+    runner.up.wait()
+    if runner.was_up:
+        return
+    runner.gone.wait()
+    match runner.end:
+        case FlowError(Cause() as cause):
+            raise BootError(runner.name, str(cause), cause.error)
+        case _:
+            raise FlowNotRunning(runner.name, "it was stopped before it was ready")
 
 
 def _short_name(flow: object) -> str:

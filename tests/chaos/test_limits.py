@@ -39,6 +39,15 @@ def test_at_the_hard_limit_of_fds_start_says_so_and_all_others_live(limit: int) 
     assert found["left"] == []
 
 
+def test_without_a_descriptor_it_does_not_open_and_can_be_opened_later() -> None:
+    done = subprocess.run(
+        [sys.executable, str(HOSTS / "exhausted.py")], stdout=subprocess.PIPE, timeout=SOON, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["refusals"] == ["Too many open files"] * 2  # the loop needs two: one to wait at, one to be woken by
+    assert found["state"] == {} and found["nothing left"]
+
+
 @pytest.fixture
 def soft_limit() -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

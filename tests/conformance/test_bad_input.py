@@ -202,6 +202,7 @@ def test_arguments_of_start(supervisor: Supervisor) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [
+        ({"engine": "spawn"}, NotImplementedError, "engine='spawn' comes with the support of platforms"),
         ({"engine": "thread"}, ValueError, "engine='thread': allowed are 'process', 'inline'"),
         ({"restart": "never"}, ValueError, "restart='never': allowed are"),
         ({"max_restarts": -1}, ValueError, "max_restarts=-1"),

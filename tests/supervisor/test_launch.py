@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from caravela import BootError, FlowCrashed, FlowStarted, FlowState, Supervisor, flow, repeat, wait_until
+from caravela import BootError, FlowCrashed, FlowError, FlowStarted, FlowState, Supervisor, flow, repeat, wait_until
 from caravela.supervisor.outbox import Outbox
 from caravela.supervisor.runner import Runner
 from caravela.supervisor.subscribers import Subscription
@@ -54,6 +54,22 @@ def test_a_flow_that_is_ready_has_a_pid(monkeypatch: pytest.MonkeyPatch) -> None
         pid = handle.update(own_pid)["pid"]
         event = started.get(10.0)
         assert isinstance(event, FlowStarted) and pid == handle.pid == event.pid
+
+
+def test_who_listens_to_a_start_that_is_refused_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach, came = Outbox.attach, list[Subscription]()
+    with Supervisor(preload=False) as supervisor:
+
+        def attach_late(self: Outbox, *arguments: Any) -> None:
+            came.append(supervisor.get("refused").subscribe())
+            attach(self, *arguments)
+
+        monkeypatch.setattr(Outbox, "attach", attach_late)
+        with pytest.raises(BootError):
+            supervisor.start("nowhere.at_all:flow", name="refused")
+        (subscription,) = came
+        (end,) = subscription
+        assert isinstance(end, FlowError)
 
 
 def test_who_begins_to_listen_during_a_launch_hears_of_states(monkeypatch: pytest.MonkeyPatch) -> None:

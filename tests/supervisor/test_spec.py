@@ -30,6 +30,8 @@ def test_frozen() -> None:
         ({"max_restarts": -1}, ValueError, "max_restarts=-1 must not be negative"),
         ({"max_seconds": "5"}, TypeError, "max_seconds='5' must be a number of seconds"),
         ({"max_seconds": -0.1}, ValueError, "max_seconds=-0.1 must be between 0 and 2,000,000 seconds"),
+        ({"max_seconds": 0}, ValueError, "max_seconds=0 must be above 0; for no restarts: max_restarts=0"),
+        ({"max_seconds": 0.0}, ValueError, "max_seconds=0.0 must be above 0"),
         ({"shutdown": None}, TypeError, "shutdown=None"),
         ({"shutdown": math.nan}, ValueError, "shutdown=nan"),
         ({"shutdown": math.inf}, ValueError, "shutdown=inf"),

@@ -78,7 +78,7 @@ def short(events: list[Event]) -> list[object]:
 def delivery() -> Iterator[Delivery]:
     delivery = Delivery()
     yield delivery
-    delivery.close()
+    delivery.close(10.0)
 
 
 # ------------------------------------------------------------------ a subscription
@@ -290,8 +290,8 @@ def test_get_times_out() -> None:
 class Watched(threading.Condition):
     """Says when somebody begins to wait."""
 
-    def __init__(self) -> None:
-        super().__init__(threading.Lock())
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__(lock)
         self.entered = threading.Semaphore(0)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -304,7 +304,7 @@ class Readers:
 
     def __init__(self, one: Subscription, count: int) -> None:
         self.found: list[list[Event]] = [[] for _ in range(count)]
-        one._change = watched = Watched()
+        one._change = watched = Watched(one._lock)
 
         def read(mine: list[Event]) -> None:
             mine += list(one)
@@ -606,9 +606,9 @@ def test_what_waits_is_delivered_before_the_close() -> None:
     sink = sink_for(calls, delivery)
     for seq in range(100):
         sink.offer(state(seq))
-    delivery.close()
+    delivery.close(10.0)
     assert short(calls.events) == list(range(100))
-    delivery.close()
+    delivery.close(10.0)
 
 
 def test_closed_by_a_callable() -> None:
@@ -616,7 +616,7 @@ def test_closed_by_a_callable() -> None:
 
     def close(event: Event) -> None:
         go.wait()
-        delivery.close()
+        delivery.close(10.0)
         calls(event)
 
     sink = sink_for(close, delivery)
@@ -624,7 +624,7 @@ def test_closed_by_a_callable() -> None:
     sink.offer(FlowDone({}))
     go.set()
     calls.wait(2)
-    delivery.close()
+    delivery.close(10.0)
     assert short(calls.events) == [1, "FlowDone"]
 
 
@@ -633,7 +633,7 @@ def test_without_callables_there_is_no_thread() -> None:
     delivery = Delivery()
     sink_for(queue.SimpleQueue(), delivery).offer(state(1))
     assert threading.active_count() == before
-    delivery.close()
+    delivery.close(10.0)
 
 
 # ------------------------------------------------------------------ copies
