@@ -11,8 +11,17 @@ from stubborn import idle
 from caravela import BootError, FlowHandle, Supervisor
 
 
-def open_fds() -> set[str]:
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+def open_fds() -> set[int]:
+    """Asked one by one: to list the folder of them takes one, and there may be none."""
+    return {fd for fd in range(256) if is_open(fd)}
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def fill(supervisor: Supervisor) -> tuple[list[FlowHandle], str]:
