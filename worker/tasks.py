@@ -13,7 +13,7 @@ another. A fork that comes out of a body is no worker and ends (:mod:`.clones`).
 import os
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _Job:
     """One body under way; the loop's thread, a body thread and the event loop's all look at it."""
 
-    __slots__ = ("awaits", "begun", "cancelled", "done", "events", "task", "thread")
+    __slots__ = ("awaits", "begun", "cancelled", "done", "events", "task", "thread", "value")
 
     def __init__(self, task: StartTask) -> None:
         self.task = task
@@ -44,6 +44,8 @@ class _Job:
         self.events: EventThread | None = None
         self.awaits: asyncio.Task[None] | None = None
         self.begun = False
+        self.value: Awaitable[Any] | None = None
+        """What a call returned and nobody awaits yet."""
 
 
 _current: ContextVar[_Job | None] = ContextVar("caravela_body", default=None)
@@ -185,6 +187,7 @@ class TaskRunner:
     # ------------------------------------------------------------------ on the event loop
 
     def _await(self, job: _Job, value: Awaitable[Any] | None) -> None:
+        job.value = value
         try:
             with self._open:
                 events = self._events
@@ -198,15 +201,16 @@ class TaskRunner:
         except RuntimeError as error:  # the system has no more threads
             self._finish(job, _raised(error, job))
         else:
-            events.call(partial(self._begin, job, value, events))
+            events.call(partial(self._begin, job, events))
 
-    def _begin(self, job: _Job, value: Awaitable[Any] | None, events: "EventThread") -> None:
+    def _begin(self, job: _Job, events: "EventThread") -> None:
         assert events.loop
-        job.awaits = events.loop.create_task(self._body(job, value))
+        job.awaits = events.loop.create_task(self._body(job))
 
-    async def _body(self, job: _Job, value: Awaitable[Any] | None) -> None:
+    async def _body(self, job: _Job) -> None:
         _current.set(job)
         job.begun = True
+        value, job.value = job.value, None
         if job.cancelled:
             _cancel(job)
         result: Returned | Raised
@@ -238,6 +242,8 @@ class TaskRunner:
         if job.done:
             return  # its event loop ended first
         job.done = True
+        if isinstance(job.value, Coroutine):
+            job.value.close()  # its event loop ended first: nobody will await it, and Python would complain of that
         self._results.append(TaskDone(job.task.task, result))
         if not self._told() and self._unheard:
             self._unheard(job.task.path, job.task.attempt)
