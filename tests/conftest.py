@@ -49,6 +49,26 @@ REPORTED: set[str] = set()
 """What a test was blamed for and is still there: not to be blamed on the session again."""
 
 
+PROCESSES = (
+    "chaos",
+    "conformance",
+    "supervisor/test_branches.py",
+    "supervisor/test_launch.py",
+    "supervisor/test_line.py",
+    "supervisor/test_process_engine.py",
+    "worker/test_zygote.py",
+)
+"""Where real workers run, except inline ones: those tests are run again and again, ``scripts/repeat -m process``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if place.startswith(PROCESSES) and "inline" not in parameters.values():
+            item.add_marker("process")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def nothing_left_behind_by_wider_fixtures() -> Iterator[None]:
     # After -x this looks when pytest, which captures the standard three during tests, has put them back.

@@ -30,6 +30,7 @@ from caravela import (
     set_state,
     wait_until,
 )
+from caravela.supervisor import restarts
 from caravela.supervisor import supervisor as module
 from caravela.supervisor.household import Household
 from caravela.supervisor.latch import Latch
@@ -564,7 +565,10 @@ def once(path: str) -> Any:
 
 
 @pytest.mark.parametrize("how", ["given up", "stopped"])
-def test_an_end_is_that_of_the_incarnation_it_came_in(supervise: Supervise, how: str, tmp_path: Any) -> None:
+def test_an_end_is_that_of_the_incarnation_it_came_in(
+    supervise: Supervise, how: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "BOOT_BACKOFF", 0.01 if how == "given up" else 1.0)
     handle = supervise().start(once(str(tmp_path / "booted")))
     events = handle.subscribe((FlowError, FlowStopped))
     handle.signal(finish)

@@ -35,6 +35,7 @@ from caravela import (
     set_state,
     wait_until,
 )
+from caravela.supervisor import restarts
 from caravela.supervisor.events import Event
 
 PROCESS = pytest.mark.parametrize("engine", ["process"], indirect=True)
@@ -295,7 +296,8 @@ def test_booting_again_after_a_while(supervise: Callable[..., Supervisor], tmp_p
     assert (tmp_path / "calls").read_text() == ".xx."
 
 
-def test_never_booting_again(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_never_booting_again(supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "BOOT_BACKOFF", 0.01)  # its growth is in the table of restarts
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     handle = supervisor.start(
         RAISES["set_state"][0],

@@ -14,7 +14,7 @@ import pytest
 from caravela import Flow, FlowRestarted, Supervisor, debounce, flow, repeat, wait_until
 from caravela.errors import BootError
 from caravela.supervisor import spec
-from caravela.supervisor.engines import branches, process
+from caravela.supervisor.engines import branches, process, workers
 
 FLOW = """
 from caravela import flow, repeat, wait_until
@@ -454,7 +454,9 @@ def test_closing_ends_a_branch_that_still_imports(write: Write, tmp_path: Path) 
     os.close(writes)
 
 
-def test_a_stopped_branch_does_not_hold_up_the_closing(write: Write) -> None:
+def test_a_stopped_branch_does_not_hold_up_the_closing(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CLOSED_WITHIN", 0.2)
+    monkeypatch.setattr(workers, "STATUS_WITHIN", 0.2)
     address = write("stopped")
     with Supervisor() as supervisor:
         start(supervisor, address)
@@ -470,7 +472,7 @@ def test_a_branch_that_cannot_fork_is_a_boot_error_and_then_none(write: Write, m
     monkeypatch.setattr(process, "ANSWERED_WITHIN", 0.1)
     blocks = f"{IN_THE_BRANCH}os.register_at_fork(before=signal.pause)\n"
     address = write("unable", blocks)
-    with Supervisor(boot_timeout=2, max_restarts=0) as supervisor:
+    with Supervisor(boot_timeout=1, max_restarts=0) as supervisor:
         first = supervisor.start(address)
         with pytest.raises(BootError, match="not ready within"):
             supervisor.start(address)
