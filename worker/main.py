@@ -72,8 +72,12 @@ def _live(pipe: Pipe, status: Page, home: bool) -> int:
     except BaseException as error:  # no memory, a descriptor closed in here; what a signal handler of the user's raises
         clones.came_back(pipe.born, error)
         where = loop.position if loop else ("", 0)
-        pipe.send(Crashed(text(StepRaised.of(error, *where))))
-        pipe.finish()
+        told = StepRaised.of(error, *where)
+        pipe.send(Crashed(text(told)))
+        try:
+            pipe.finish()
+        except OSError:  # the pipe is what was closed
+            _complain(told)
         return exits.CRASHED
     finally:
         if home and tasks:

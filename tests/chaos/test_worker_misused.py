@@ -122,7 +122,7 @@ def test_a_step_on_the_loop_that_closes_all_descriptors_is_no_host_that_went(
     with own() as supervisor:
         cause = death(supervisor, set_state(close_all), wait_until(lambda s: False), none=None)
     assert (cause.kind, cause.detail) == ("exit", f"exit code {exits.CRASHED}")
-    assert f"caravela worker: {CLOSED}" in capfd.readouterr().err
+    assert f"caravela worker: OSError: {CLOSED} in wait_until[1]" in capfd.readouterr().err
 
 
 def take_signals(state: Any) -> Any:
