@@ -13,7 +13,7 @@ from .calls import Call
 from .entries import Asking, Sending
 from .events import Encoded, Event, FlowDone, FlowError, FlowStopped, Terminal
 from .latch import Latch
-from .patience import check_may_wait, this_thread
+from .patience import check_may_wait
 from .runner import Runner
 from .spec import seconds
 from .subscribers import DEFAULT_KINDS, Subscription
@@ -108,8 +108,7 @@ class FlowHandle:
         ``SignalRejected``. It may run twice (once more on the state that a body returns): keep it pure.
         """
         self._begin(timeout)
-        patience = 0.0 if this_thread.serving else timeout
-        self._runner.line.tell(self._sending(function, args, "signal"), patience)
+        self._runner.line.tell(self._sending(function, args, "signal"), timeout)
 
     def update(self, function: Function, *args: Any, timeout: float = 5.0) -> Any:
         """A signal that is waited for: returns the new state.
@@ -122,7 +121,7 @@ class FlowHandle:
         call = Call("update")
         entry = self._sending(function, args, "update")
         entry.call = call
-        value = self._ask(call, entry, timeout)
+        value = self._runner.line.ask(call, entry, timeout)
         if not call.ok:
             error = payload.decode(value, trust="data")
             assert isinstance(error, StepRaised)
@@ -133,20 +132,12 @@ class FlowHandle:
         """The state now, after every signal that was sent before. Raises ``FlowTimeout``."""
         self._begin(timeout)
         call = Call("get_state")
-        return self._decode(self._ask(call, Asking(messages.Query(call.id), call), timeout))
+        return self._decode(self._runner.line.ask(call, Asking(messages.Query(call.id), call), timeout))
 
     def _begin(self, timeout: float | None, *, bounded: bool = True) -> None:
         self._check()
         if bounded or timeout is not None:
             seconds("timeout", timeout)
-
-    def _ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
-        check_may_wait(call.kind)
-        this_thread.serving = True  # it may read, and then tells everybody what the worker says
-        try:
-            return self._runner.line.ask(call, entry, timeout)
-        finally:
-            this_thread.serving = False
 
     def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
         if not (callable(function) or isinstance(function, str)):

@@ -182,8 +182,8 @@ class Household:
             self._empty.set()
 
     def impatient(self) -> bool:
-        """In a callback or a coroutine a full flow is an error at once: waiting there would hold up everybody."""
-        if self.delivery.here or threading.current_thread() is self.loop.thread:
+        """In a callable, a put or a coroutine a full flow is an error at once: waiting would hold up everybody."""
+        if self.delivery.here or this_thread.serving:
             return True
         asyncio = sys.modules.get("asyncio")
         return asyncio is not None and asyncio._get_running_loop() is not None

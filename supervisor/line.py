@@ -11,6 +11,7 @@ from .calls import Call
 from .entries import Asking, Sending
 from .inbox import Inbox
 from .outbox import Outbox
+from .patience import check_may_wait, this_thread
 
 
 class Flow(Protocol):
@@ -39,6 +40,7 @@ class Line:
 
     def ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
         """Waits for the answer; reads it itself where nothing stands in the way."""
+        check_may_wait(call.kind)
         deadline = time.monotonic() + timeout
 
         def let_go() -> float:
@@ -51,11 +53,13 @@ class Line:
             link = None if self._outbox.waiting else self._inbox.begin_reading(call)
             self._put(entry, let_go)
             if link is not None:
+                this_thread.serving = True  # it tells everybody what the worker says
                 self._inbox.read_for(call, link, deadline)
         except BaseException:
             self._inbox.give_up(call)
             raise
         finally:
+            this_thread.serving = False
             try:
                 self._inbox.end_reading(call)
             except BaseException:  # a Ctrl-C before it had done anything: the flow must not stay ours

@@ -44,9 +44,10 @@ class Supervisor:
     before it is killed. ``boot_timeout``: seconds to load a flow. ``engine``: ``"process"``, or ``"inline"`` (threads
     of this process, for tests: no isolation, nothing can be killed). ``trust="data"`` refuses pickles from workers.
 
-    The module of a flow that travels by name is imported once, at the flow's first start, into a process of its own
-    from which later workers are forked. ``preload``: modules to import there for all flows, from now on; ``False``:
-    every worker imports for itself. What a module does when it is imported, all those workers then share a copy of.
+    The module of a flow that travels by name is imported in the first worker and, when that one is ready, once more in
+    a process of its own from which later workers are forked. ``preload``: modules to import there for all flows, from
+    now on; ``False``: every worker imports for itself. What a module does when it is imported, all those workers then
+    share a copy of.
 
     All methods may be called from any thread, also from callables given as ``notify=``. From a queue's own ``put`` or a
     log handler, what waits (``close``, ``start`` with ``wait=True``) raises ``RuntimeError``. Not from a signal handler

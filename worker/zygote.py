@@ -231,7 +231,7 @@ class Zygote:
         self._send([EXITED, key, reap(pid)])
 
     def _kill_all(self) -> None:
-        """Branches have read the same end of file; one that cannot, since it still imports, is ended by SIGINT."""
+        """Branches read an end of file of their own; one that cannot, since it still imports, is ended by SIGINT."""
         if os.getpid() != self._pid:
             return  # a fork of it that came as far as here; these are its brothers
         for pidfd, (_, pid) in self._children.items():
