@@ -215,9 +215,9 @@ class Machine(Bodies):
         if self._stopping:
             return  # whoever waits for it hears how the flow ended
         visible = self._visible
-        result = visible.apply(signal, visible.state)
-        failed = result if isinstance(result, StepRaised) else None
         logs = [log for branch in self._branches if (log := branch.log) is not None]
+        result = visible.apply(signal, visible.state, again=bool(logs))
+        failed = result if isinstance(result, StepRaised) else None
         for log in logs:
             log.append(signal, failed)
         if isinstance(result, StepRaised):

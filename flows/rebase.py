@@ -67,7 +67,7 @@ class Rebase:
             watch(signal.no)
             # An update is answered at its first success; after that nobody waits for it any more.
             call = signal.call if logged.failed else 0
-            match visible.apply(signal, self.base):
+            match visible.apply(signal, self.base, again=True):
                 case StepRaised() as error:
                     visible.effects.append(Rejected(signal.no, call, error, late=True))
                 case state:

@@ -1,5 +1,6 @@
 """The state that everybody sees, and the signals that change it: G1, G2, G3 and the arithmetic of G5."""
 
+import copy
 from typing import Any
 
 from caravela.errors import StepRaised
@@ -32,10 +33,14 @@ class Visible:
             self.seq += 1
             self.effects.append(Notify(self.seq, state))
 
-    def apply(self, signal: Signal, base: bytes) -> bytes | StepRaised:
-        """What the signal makes of ``base``; nothing but the return value counts (G2)."""
+    def apply(self, signal: Signal, base: bytes, *, again: bool) -> bytes | StepRaised:
+        """What the signal makes of ``base``; nothing but the return value counts (G2).
+
+        ``again``: it may be applied once more, and must then find its arguments as they came.
+        """
         try:
-            value = signal.fn(self.codec.decode(base), *signal.args)
+            args = _copied(signal.args) if again else signal.args
+            value = signal.fn(self.codec.decode(base), *args)
             if value is None:
                 raise TypeError("the function returned None; return the new state")
             return self.codec.encode(value)
@@ -49,3 +54,15 @@ class Visible:
 
     def reject(self, signal: Signal, error: StepRaised, *, late: bool) -> None:
         self.effects.append(Rejected(signal.no, signal.call, error, late))
+
+
+def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One by one: a module, for one, cannot be copied, and is passed as it is."""
+    return tuple(map(_copy, args))
+
+
+def _copy(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value

@@ -60,6 +60,20 @@ def test_a_signal_is_visible_at_once_and_replayed_on_what_the_body_returns(super
     assert [state["items"] for state in states(came)] == [["a"], ["a", "b"], ["body", "a", "b"]]
 
 
+def take_all(state: State, items: list[str]) -> State:
+    while items:
+        state["items"].append(items.pop())
+    return state
+
+
+def test_a_replay_finds_the_arguments_as_they_came(supervisor: Supervisor, gate: Gates) -> None:
+    handle = start(supervisor, gate, run(append_body))
+    assert handle.update(take_all, ["b", "a"])["items"] == ["a", "b"]
+    gate().open()
+    handle.signal(put, "done", True)
+    assert handle.result(SOON)["items"] == ["body", "a", "b"]
+
+
 def test_an_imported_flow_works_alike(supervisor: Supervisor, gate: Gates) -> None:
     handle = supervisor.start(working, initial_state={"gate": gate().path, "n": 0})
     gate().meet()

@@ -1,5 +1,6 @@
 """G1, G2, G3, G5 and G6 on the pure machine. ``tests/conformance`` asks the same of whole engines."""
 
+import math
 from collections.abc import Callable
 from itertools import count, product
 from typing import Any
@@ -92,6 +93,18 @@ def test_g1_neither_a_signal_nor_its_replay_sees_what_the_other_did() -> None:
     sim.signal(greedy)
     sim.advance(100)
     assert seen == [1, 1] and sim.state == {"items": [1, "signal"]}
+
+
+def test_g1_a_replay_finds_the_arguments_as_they_came() -> None:
+    def take(state: State, items: list[str], module: Any) -> State:
+        while items:
+            state["items"].append(items.pop())
+        return state | {"module": module.__name__}
+
+    sim = simulate(flow("g1", run(lambda state: Ok(state))), {"items": []}, bodies={"run": takes(100)})
+    sim.signal(take, ["b", "a"], math)  # a module cannot be copied
+    sim.advance(100)
+    assert sim.state == {"items": ["a", "b"], "module": "math"}
 
 
 def test_g1_what_a_body_keeps_of_its_state_is_its_own() -> None:
