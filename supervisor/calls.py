@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from .interrupts import interruptible
+
 _numbers = count(1)
 
 
@@ -41,7 +43,7 @@ class Call:
 
     def wait(self, seconds: float) -> bool:
         """Until it is done; a lock is the cheapest latch there is."""
-        return self.done or bool(self._latch.acquire(timeout=max(seconds, 0.0)))
+        return self.done or interruptible(self._latch.acquire, True, max(seconds, 0.0))
 
     def _finish(
         self, *, ok: bool = False, value: bytes = b"", error: BaseException | None = None, ended: bool = False

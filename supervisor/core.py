@@ -17,6 +17,7 @@ from typing import Final, TypeAlias, assert_never
 from caravela.errors import Cause, StepRaised
 
 from ..protocol import messages
+from .endings import End, GaveUp, LastWord, Refused, Silenced
 from .events import Encoded
 from .restarts import Budget, boot_delay
 from .spec import Policy
@@ -24,6 +25,12 @@ from .spec import Policy
 TERM_TO_KILL: Final = 0.5
 LEAVE: Final = 1.0
 """Seconds that a worker has to exit once it has said its last word."""
+
+LAUNCH: Final = 1.0
+"""Seconds that an engine may wait before it forks a worker; ``boot_timeout`` begins when it has."""
+
+LOST: Final = 5
+"""A worker whose zygote is lost so often in a row before it is ready may be what kills it."""
 
 
 class Phase(Enum):
@@ -33,32 +40,6 @@ class Phase(Enum):
     STOPPING = "stopping"
     LEAVING = "leaving"
     ENDED = "ended"
-
-
-# ------------------------------------------------------------------ how a flow ends
-
-
-@dataclass(frozen=True, slots=True)
-class GaveUp:
-    """Crashed, and may not start again."""
-
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Never ran."""
-
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
-class Silenced:
-    """Stopped without a last word: killed by the ladder, or dead before it."""
-
-
-LastWord: TypeAlias = messages.Done | messages.Failed | messages.Stopped
-End: TypeAlias = LastWord | GaveUp | Refused | Silenced
 
 
 # ------------------------------------------------------------------ events
@@ -102,6 +83,11 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """It has a process."""
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     cause: Cause
 
@@ -122,7 +108,18 @@ class Tick:
 
 
 Event: TypeAlias = (
-    StartAsked | LaunchFailed | Ready | BootFailed | Crashed | Ended | Broken | Exited | StopAsked | KillAsked | Tick
+    StartAsked
+    | LaunchFailed
+    | Launched
+    | Ready
+    | BootFailed
+    | Crashed
+    | Ended
+    | Broken
+    | Exited
+    | StopAsked
+    | KillAsked
+    | Tick
 )
 
 
@@ -186,6 +183,8 @@ class Child:
     """Why the last incarnation died."""
     history: tuple[float, ...] = ()
     boot_failures: int = 0
+    lost: int = 0
+    """Times in a row that the zygote was lost before ``Ready``."""
     ever_up: bool = False
     """It has run: ``Up`` was told."""
     up: bool = False
@@ -212,6 +211,8 @@ class Child:
         match event:
             case StartAsked():
                 return self._launch(now)
+            case Launched():
+                return self._launched(now)
             case Ready():
                 return self._ready()
             case Ended(word):
@@ -238,16 +239,21 @@ class Child:
     def _launch(self, now: float) -> list[Effect]:
         self.incarnation += 1
         self.phase = Phase.STARTING
-        self.deadline = now + self.policy.boot_timeout
+        self.deadline = now + LAUNCH + self.policy.boot_timeout
         self.up = False
         self.dying = None
         return [Launch()]
+
+    def _launched(self, now: float) -> list[Effect]:
+        if self.phase is Phase.STARTING:
+            self.deadline = now + self.policy.boot_timeout
+        return []
 
     def _ready(self) -> list[Effect]:
         if self.phase is Phase.LEAVING:
             return []  # too late: it has been given up, and such a boot must not clear the count of failed ones
         self.up = True
-        self.boot_failures = 0
+        self.boot_failures = self.lost = 0
         if self.phase is not Phase.STARTING:
             return []  # it is being stopped
         again, self.ever_up = self.ever_up, True
@@ -293,7 +299,9 @@ class Child:
         self.cause = cause = self.verdict(cause)
         restart = self.policy.restart
         if cause.kind == "zygote_lost" and restart != "temporary":
-            return self._launch(now)  # nobody's fault: charged to no budget
+            self.lost += not self.up
+            if self.lost < LOST:
+                return self._launch(now)  # nobody's fault: charged to no budget
         if not self.ever_up:
             return self._publish(Refused(cause))
         if restart == "temporary":

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .events import Terminal
 from .handle import FlowHandle, checked
+from .interrupts import uninterrupted
 from .supervisor import Supervisor, running
 
 P = ParamSpec("P")
@@ -57,18 +58,19 @@ def stop(handle: FlowHandle, timeout: float | None = None) -> Terminal:
 def shutdown() -> None:
     """End all unsupervised flows and what serves them; the next ``start`` begins anew. Idempotent."""
     global _own
-    with _lock:
-        own = _own
-    if own is not None:
-        own.close()
+    with uninterrupted():
         with _lock:
-            if _own is own:
-                _own = None
+            own = _own
+        if own is not None:
+            own.close()
+            with _lock:
+                if _own is own:
+                    _own = None
 
 
 def _unsupervised() -> Supervisor:
     global _own
-    with _lock:
+    with uninterrupted(), _lock:
         if _own is None or not _own.running:
             _own = Supervisor(restart="temporary").open(private=True)
         return _own

@@ -12,6 +12,7 @@ from ..protocol.functions import export
 from .calls import Call
 from .entries import Asking, Sending
 from .events import Encoded, Event, FlowDone, FlowError, FlowStopped, Terminal
+from .interrupts import uninterrupted
 from .latch import Latch
 from .patience import check_may_wait
 from .runner import Runner
@@ -157,8 +158,7 @@ class FlowHandle:
         """Events from now on; on a flow that has ended, its terminal event. See :class:`Subscription`."""
         self._check()
         subscription = Subscription(kinds, maxsize, self._runner.unsubscribe, of_one=True)
-        self._runner.subscribe(subscription)
-        return subscription
+        return subscription.begin(self._runner.subscribe)
 
     # -------------------------------------------------------------- the end
 
@@ -185,7 +185,8 @@ class FlowHandle:
         flow ends all the same).
         """
         self._begin(timeout, bounded=False)
-        self._runner.stop()
+        with uninterrupted():
+            self._runner.stop()
         self._await(self._runner.gone, "stop", timeout)
         return self._ended("stop", None)
 

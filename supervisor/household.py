@@ -8,6 +8,8 @@ from functools import partial
 from itertools import count
 from typing import Final
 
+from caravela.errors import Cause
+
 from . import core
 from .engines.base import Engine, Exited, Launched, LaunchFailed, Report
 from .latch import Latch
@@ -35,6 +37,7 @@ class Household:
         self._lock = threading.Lock()
         self._ender: threading.Thread | None = None
         self._empty = Latch()
+        self._engine_closed = False
         self._silent = False
         """Nobody is told anything any more."""
         self._over = Latch()
@@ -100,9 +103,10 @@ class Household:
     # -------------------------------------------------------------- the end
 
     def end(self, shutdown: float) -> None:
-        """Everything, the flows with a grace of ``shutdown`` seconds; at any exception they are killed at once.
+        """Everything, the flows with a grace of ``shutdown`` seconds; who is interrupted while he waits kills them.
 
-        Whoever comes second waits for the first. Only threads that the first waits for do not.
+        To be called uninterrupted. Whoever comes second waits for the first; only threads that the first waits for do
+        not.
         """
         patience = max(shutdown, DELIVERY)
         with self._lock:
@@ -112,7 +116,7 @@ class Household:
                 self._ender = threading.current_thread()
         if first:
             self._end(shutdown, patience)
-        elif not (self.delivery.here or this_thread.serving or self._ender is threading.current_thread()):
+        elif not (self._in_a_callback or self._ender is threading.current_thread()):
             self._wait_or_kill(self._over)
             self.delivery.close(patience)  # where a callable came first, its thread goes on
 
@@ -152,8 +156,14 @@ class Household:
             self.loop.post(partial(runner.feed, event))
 
     def _close_engine(self) -> None:
-        self.engine.close()
-        self.loop.end()
+        """On the loop's thread, which ends when all have been told: also those for whom nobody would wait."""
+        try:
+            self.engine.close()
+        finally:
+            self._engine_closed = True
+            while self._by_key:
+                self._by_key.popitem()[1].exited(Cause("signal", "SIGKILL"))
+            self._look_around()
 
     def forked(self) -> None:
         """In a forked child: the parent's pipes must not live on here, or nobody sees the parent die."""
@@ -180,13 +190,19 @@ class Household:
             empty = self._ender is not None and not self._runners
         if empty:
             self._empty.set()
+            if self._engine_closed:
+                self.loop.end()
 
     def impatient(self) -> bool:
         """In a callable, a put or a coroutine a full flow is an error at once: waiting would hold up everybody."""
-        if self.delivery.here or this_thread.serving:
+        if self._in_a_callback:
             return True
         asyncio = sys.modules.get("asyncio")
         return asyncio is not None and asyncio._get_running_loop() is not None
+
+    @property
+    def _in_a_callback(self) -> bool:
+        return self.delivery.here or this_thread.serving
 
     def _report(self, report: Report) -> None:
         match report:

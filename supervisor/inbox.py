@@ -16,10 +16,11 @@ from typing import Any, Final
 from caravela.errors import ProtocolError, StepRaised
 
 from ..protocol import payload
-from ..protocol.codec import Decoder
 from .calls import Call
+from .interrupts import interruptible
 from .link import Link
 from .loop import Loop
+from .patience import this_thread
 
 READ: Final = 64 * 1024
 HANGING: Final = 1.0
@@ -34,8 +35,8 @@ class Inbox:
         self._gate = threading.Lock()
         self._reader: object = None
         """Who reads: a call, the inbox itself for the loop, or None."""
-        self._free: threading.Lock | None = None
-        """Released when the reader of now lets go: the loop waits for it."""
+        self._then: Callable[[], None] | None = None
+        """For the loop, when the reader of now lets go."""
         self._link: Link | None = None
         self._calls: dict[int, Call] = {}
 
@@ -57,42 +58,48 @@ class Inbox:
 
     # -------------------------------------------------------------- a caller reads
 
-    def begin_reading(self, call: Call) -> Link | None:
+    def begin_reading(self, call: Call) -> None:
         """Take over from the loop, if a worker is there and nobody else reads. In any case end it."""
         with self._gate:
             link = self._link
             if self._reader is not None or link is None or link.death < 0:
-                return None
+                return
             self._reader = call
         self._loop.mask(link.reads)
-        return link
 
-    def end_reading(self, call: Call) -> None:
-        """Does nothing where ``call`` does not read. Whatever a Ctrl-C leaves undone a second time does."""
-        if self._reader is call:
-            if self._link is not None:  # it stays while somebody reads
-                self._loop.unmask(self._link.reads)
-                if self._link.untold:
-                    self._loop.post(partial(self._catch_up, self._link))
-            self._let_go()
+    def read_for(self, call: Call, deadline: float) -> None:
+        """Until ``call`` is answered, its time is up or the worker is gone; the rest is the loop's.
 
-    def _let_go(self) -> None:
-        with self._gate:  # in here nothing is interrupted before the lock is released
-            free, self._free, self._reader = self._free, None, None
-            if free is not None:
-                free.release()
-
-    def read_for(self, call: Call, link: Link, deadline: float) -> None:
-        """Until ``call`` is answered, its time is up or the worker is gone; the rest is the loop's."""
+        Does nothing where ``call`` does not read, or not any more.
+        """
+        if self._reader is not call or (link := self._link) is None:
+            return
         poll = select.poll()
         poll.register(link.reads, select.POLLIN)
         poll.register(link.death, select.POLLIN)
-        while not call.done and (left := deadline - time.monotonic()) > 0:
-            ready = [fd for fd, _ in poll.poll(left * 1000)]
-            if link.reads in ready and not self._read(link):
-                return
-            if link.death in ready:
-                return
+        this_thread.serving = True  # it tells everybody what the worker says
+        try:
+            while not call.done and (left := deadline - time.monotonic()) > 0:
+                ready = [fd for fd, _ in interruptible(poll.poll, left * 1000)]
+                if link.reads in ready and not self._read(link):
+                    return
+                if link.death in ready:
+                    return
+        finally:
+            this_thread.serving = False
+
+    def end_reading(self, call: Call) -> None:
+        """Does nothing where ``call`` does not read."""
+        if self._reader is call:
+            assert self._link is not None  # it stays while somebody reads
+            self._loop.unmask(self._link.reads)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._gate:
+            then, self._then, self._reader = self._then, None, None
+        if then is not None:
+            self._loop.post(then)
 
     # -------------------------------------------------------------- the loop reads
 
@@ -100,36 +107,25 @@ class Inbox:
         self._link = link
         self._loop.watch(link.reads, partial(self._readable, link))
 
-    def drain(self, link: Link) -> None:
-        """The worker is gone: all that it still said, then nothing more is read from this pipe."""
-        self._take_over()
-        if link.untold:
-            self._read(link)
-        while link.more and self._read(link):
-            pass
-        self._link = None
-        self._let_go()
-        self._loop.unwatch(link.reads, close=True)
+    def drained(self, link: Link, then: Callable[[], None]) -> bool:
+        """The worker is gone: all that it still said, then nothing more is read from this pipe.
 
-    def _catch_up(self, link: Link) -> None:
-        """Tells what a caller that was interrupted had read."""
-        self._take_over()
+        False: a caller reads. It sees the death too and lets go; then ``then`` is posted, to come here again. It is not
+        waited for: who waits on the loop holds up all forks, and the caller may be in a queue's put that forks.
+        """
+        with self._gate:
+            if self._reader is not None:
+                self._then = then
+                return False
+            self._reader = self
         try:
-            if self._link is link and link.untold:
-                self._read(link)
+            while link.more and self._read(link):
+                pass
         finally:
+            self._link = None
             self._let_go()
-
-    def _take_over(self) -> None:
-        """From a caller: it sees the death too and lets go."""
-        while True:
-            with self._gate:
-                if self._reader is None:
-                    self._reader = self
-                    return
-                self._free = free = threading.Lock()
-                free.acquire()
-            free.acquire()
+            self._loop.unwatch(link.reads, close=True)
+        return True
 
     def _readable(self, link: Link) -> None:
         with self._gate:
@@ -146,42 +142,23 @@ class Inbox:
     def _read(self, link: Link) -> bool:
         """One read, dispatched. False: the end of file, or bytes that are no message."""
         try:
-            link.came.extend(map(os.read, (link.reads,), (READ,)))  # one call: nothing is read without its note
+            data = os.read(link.reads, READ)
         except BlockingIOError:
-            if not link.untold:
-                return True
-        if link.came and not link.came[-1]:
-            link.came = link.came[:-1]
+            return True
+        if not data:
             return False
+        messages: list[Any] = []
         try:
-            self._dispatch(link)
+            try:
+                link.decoder.take(data, messages)
+            finally:  # what was said before the nonsense counts: perhaps that the flow is done
+                for message in messages:
+                    self._receive(link, message)
         except Exception as error:  # a frame can be well-formed and still make no sense
             why = str(error) if isinstance(error, ProtocolError) else f"{type(error).__name__}: {error}"
             self._loop.post(partial(self._broken, link, why))
             return False
         return True
-
-    def _dispatch(self, link: Link) -> None:
-        """What came last; all that is not dispatched yet, where a Ctrl-C has interrupted the one before.
-
-        What was being told then is told again: twice is better than not at all.
-        """
-        if link.half_told:
-            link.decoder, link.eaten = Decoder("to_supervisor"), 0
-        link.half_told = True
-        data, eaten = b"".join(link.came[link.eaten :]), len(link.came)
-        messages: list[Any] = []
-        try:
-            link.decoder.take(data, messages)
-        finally:  # what was said before the nonsense counts: perhaps that the flow is done
-            for message in messages[link.told :]:
-                self._receive(link, message)
-                link.told += 1
-        came = link.came
-        if messages:
-            came = [data[-link.decoder.pending :]] if link.decoder.pending else []
-            eaten = len(came)
-        link.came, link.eaten, link.told, link.half_told = came, eaten, 0, False
 
 
 def error_in(data: bytes) -> StepRaised:

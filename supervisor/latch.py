@@ -1,16 +1,14 @@
-"""Something that happens once, and threads that wait for it."""
+"""Something that happens once, or again and again, and threads that wait for it."""
 
 import threading
 from collections import deque
 from contextlib import suppress
 
+from .interrupts import interruptible
+
 
 class Latch:
-    """As ``threading.Event``, but a Ctrl-C at any moment of :meth:`wait` leaves no lock behind.
-
-    A condition's lock may stay taken then (its ``__enter__`` is Python), and whoever sets the event waits for ever.
-    Here each who waits has a lock of its own.
-    """
+    """As ``threading.Event``. Each who waits has a lock of its own: one that is interrupted leaves nothing taken."""
 
     __slots__ = ("_is_set", "_waiting")
 
@@ -30,11 +28,42 @@ class Latch:
 
     def wait(self, timeout: float | None = None) -> bool:
         """At most ``timeout`` seconds. False: it has not happened."""
-        mine = threading.Lock()
-        mine.acquire()
+        mine = taken()
         self._waiting.append(mine)
         if not self._is_set:  # else nobody may come to release it
-            mine.acquire(timeout=-1 if timeout is None else timeout)
+            interruptible(mine.acquire, True, -1 if timeout is None else timeout)
         with suppress(ValueError):
             self._waiting.remove(mine)
         return self._is_set
+
+
+class Changes:
+    """As ``threading.Condition``, over a ``lock`` that the caller holds; who waits may be interrupted."""
+
+    __slots__ = ("_lock", "_waiting")
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._waiting: deque[threading.Lock] = deque()
+
+    def tell(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().release()
+
+    def wait(self, timeout: float | None) -> None:
+        """Until something has changed, perhaps; at most ``timeout`` seconds. The lock is let go of meanwhile."""
+        mine = taken()
+        self._waiting.append(mine)
+        self._lock.release()
+        try:
+            interruptible(mine.acquire, True, -1 if timeout is None else timeout)
+        finally:
+            self._lock.acquire()
+            with suppress(ValueError):
+                self._waiting.remove(mine)
+
+
+def taken() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock

@@ -10,8 +10,9 @@ from ..protocol import messages
 from .calls import Call
 from .entries import Asking, Sending
 from .inbox import Inbox
+from .interrupts import uninterrupted
 from .outbox import Outbox
-from .patience import check_may_wait, this_thread
+from .patience import check_may_wait
 
 
 class Flow(Protocol):
@@ -36,11 +37,21 @@ class Line:
         self._flow, self._outbox, self._inbox = flow, outbox, inbox
 
     def tell(self, entry: Sending | Asking, timeout: float) -> None:
-        self._put(entry, lambda: self._flow.patience(timeout))
+        with uninterrupted():
+            self._put(entry, lambda: self._flow.patience(timeout))
 
     def ask(self, call: Call, entry: Sending | Asking, timeout: float) -> bytes:
         """Waits for the answer; reads it itself where nothing stands in the way."""
         check_may_wait(call.kind)
+        with uninterrupted():
+            self._wait_for(call, entry, timeout)
+        if call.error is not None:
+            raise call.error
+        if call.ended:
+            raise self._flow.not_running()
+        return call.value
+
+    def _wait_for(self, call: Call, entry: Sending | Asking, timeout: float) -> None:
         deadline = time.monotonic() + timeout
 
         def let_go() -> float:
@@ -50,30 +61,21 @@ class Line:
 
         try:
             self._inbox.expect(call)
-            link = None if self._outbox.waiting else self._inbox.begin_reading(call)
-            self._put(entry, let_go)
-            if link is not None:
-                this_thread.serving = True  # it tells everybody what the worker says
-                self._inbox.read_for(call, link, deadline)
+            try:
+                if not self._outbox.waiting:
+                    self._inbox.begin_reading(call)
+                self._put(entry, let_go)
+                self._inbox.read_for(call, deadline)
+            finally:
+                self._inbox.end_reading(call)
+            answered = call.wait(deadline - time.monotonic())
         except BaseException:
             self._inbox.give_up(call)
             raise
-        finally:
-            this_thread.serving = False
-            try:
-                self._inbox.end_reading(call)
-            except BaseException:  # a Ctrl-C before it had done anything: the flow must not stay ours
-                self._inbox.end_reading(call)
-                raise
-        if not call.wait(deadline - time.monotonic()):
+        if not answered:
             self._inbox.give_up(call)
             if not call.done:
                 raise FlowTimeout(call.kind, self._flow.name, timeout, self._flow.doing())
-        if call.error is not None:
-            raise call.error
-        if call.ended:
-            raise self._flow.not_running()
-        return call.value
 
     def _put(self, entry: Sending | Asking, patience: Callable[[], float]) -> None:
         stopping = isinstance(entry, Sending) and self._flow.stopping

@@ -2,7 +2,7 @@
 
 import os
 import select
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..protocol.codec import Decoder
 from ..protocol.status import Page
@@ -12,21 +12,13 @@ from .limits import with_enough_fds
 
 @dataclass(slots=True)
 class Link:
-    """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched.
-
-    ``came``: bytes read of which not every message was dispatched; ``eaten``: how many reads of them the decoder has;
-    ``told``: how many messages of them were dispatched; ``half_told``: it began to, and was perhaps interrupted.
-    """
+    """``key`` is the worker's name at the engine; ``death`` is readable when it is gone, -1 until it was launched."""
 
     reads: int
     writes: int
     page: Page
     nonce: bytes
     decoder: Decoder
-    came: list[bytes] = field(default_factory=list)
-    eaten: int = 0
-    told: int = 0
-    half_told: bool = False
     key: int = 0
     death: int = -1
     pid: int | None = None
@@ -56,11 +48,6 @@ class Link:
         poll = select.poll()
         poll.register(self.reads, select.POLLIN)
         return any(events & select.POLLIN for _, events in poll.poll(0))
-
-    @property
-    def untold(self) -> bool:
-        """Something was read and not dispatched, since a Ctrl-C came."""
-        return self.half_told or self.eaten < len(self.came)
 
     def doing(self) -> str | None:
         """Where the worker stands, in words; None where the page was closed a moment ago."""

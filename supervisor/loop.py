@@ -6,7 +6,6 @@ and given out again within one batch would otherwise hit the new owner.
 
 import contextlib
 import heapq
-import logging
 import os
 import select
 import threading
@@ -14,8 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from logging import ERROR
 
-log = logging.getLogger("caravela")
+from .logs import say
 
 hands_free = threading.RLock()
 """Held by whoever opens or closes fds of a supervisor, until it is written down whose they are.
@@ -51,11 +51,13 @@ class Loop:
 
     def post(self, work: Work) -> None:
         """Do ``work`` on the loop's thread, in the order of the posts; dropped once the loop has ended."""
-        self._posted.append(work)
-        if threading.current_thread() is not self.thread:
-            with self._gate:
-                if not self._closed:
-                    os.eventfd_write(self._wake, 1)
+        if threading.current_thread() is self.thread:
+            self._posted.append(work)
+            return
+        with self._gate:
+            if not self._closed:
+                self._posted.append(work)
+                os.eventfd_write(self._wake, 1)
 
     def mask(self, fd: int) -> None:
         """No events of ``fd`` but its end, until :meth:`unmask`: somebody else reads it."""
@@ -71,10 +73,8 @@ class Loop:
             pass
 
     def watch_writable(self, fd: int, ready: Work) -> None:
-        """A second time is harmless."""
         self._ready[fd] = ready
-        with contextlib.suppress(FileExistsError):
-            self._epoll.register(fd, select.EPOLLOUT)
+        self._epoll.register(fd, select.EPOLLOUT)
 
     def unwatch_writable(self, fd: int) -> None:
         self._epoll.unregister(fd)
@@ -160,17 +160,16 @@ class Loop:
         try:
             work()
         except BaseException:  # one flow's trouble, be it a SystemExit, must not end the loop of all
-            log.exception("the supervisor's loop met an error of its own")
+            say(ERROR, "the supervisor's loop met an error of its own", exc_info=True)
 
     def _close(self) -> None:
         with self._gate:
-            self._closed = True
-            self._epoll.close()
-            os.close(self._wake)
+            self.forget()
 
     def forget(self) -> None:
         """In a forked child, which has neither the thread nor a right to the parent's epoll: only let the fds go."""
         if not self._closed:
             self._closed = True
+            self._posted.clear()
             self._epoll.close()
             os.close(self._wake)

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from typing import Final, NamedTuple, Protocol
 
 from caravela.errors import FlowBusy
@@ -18,6 +17,7 @@ from caravela.errors import FlowBusy
 from ..protocol import messages
 from ..protocol.codec import encode
 from ..protocol.functions import Held
+from .latch import Changes
 
 LIMIT: Final = 8 * 2**20
 """Bytes that may wait before ``put`` blocks; the entry that reaches it may exceed it."""
@@ -65,16 +65,12 @@ class _Made(NamedTuple):
 
 
 class Outbox:
-    """``watch(fd)`` and ``unwatch(fd)`` start and stop the calls of :meth:`pump` when ``fd`` takes bytes.
-
-    A Ctrl-C may raise in the main thread after any call of a function. So what changes is worked out first and then
-    taken over by plain stores, or by one call that does both: whatever was interrupted, the next writer finds whole.
-    """
+    """``watch(fd)`` and ``unwatch(fd)`` start and stop the calls of :meth:`pump` when ``fd`` takes bytes."""
 
     def __init__(self, watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
         self._watch, self._unwatch = watch, unwatch
-        self._lock = threading.Lock()  # a Condition's own ``__enter__`` is a function in which a Ctrl-C may fall
-        self._room = threading.Condition(self._lock)
+        self._lock = threading.Lock()
+        self._room = Changes(self._lock)
         self._waiting: deque[Entry] = deque()
         self._urgent: deque[Entry] = deque()
         self._size = 0
@@ -84,19 +80,12 @@ class Outbox:
         self._watched = False
         self._released = False
         self._held = Held()
-        self._keeping: tuple[Sequence[messages.Code | messages.Define], ...] | None = None
-        """Needs, and what of them lacked: taken for frames, perhaps not yet noted in ``_held``."""
         self._numbered = 0
         self._signals_written = 0
         self._frames = memoryview(b"")
         self._at = 0
-        self._news: list[int] = []
-        """Bytes written beyond ``_at``."""
-        self._batch: list[_Made] = []
-        """Whose frames stand in ``_frames`` or are in the making."""
-        self._made: list[bytes] = []
-        self._end = 0
-        """Bytes of ``_made``."""
+        self._batch: deque[_Made] = deque()
+        """Whose frames stand in ``_frames`` and are not written in full."""
 
     @property
     def waiting(self) -> int:
@@ -173,7 +162,6 @@ class Outbox:
     def detach(self) -> int:
         """The worker is gone: what it does not have in full waits for the next. Returns how many signals it had."""
         with self._lock:
-            self._settle()
             self._unwatch_now()
             for entry in self._urgent:  # its Stop
                 self._size -= entry.size
@@ -185,7 +173,7 @@ class Outbox:
                     self._waiting.appendleft(made.entry)
             written = self._signals_written
             self._begin(-1, Held(), b"")
-            self._room.notify_all()
+            self._room.tell()
             return written
 
     def close(self) -> None:
@@ -194,108 +182,81 @@ class Outbox:
             self._closed = True
             self._size -= sum(entry.size for entry in self._waiting)
             self._waiting.clear()
-            self._room.notify_all()
+            self._room.tell()
 
     # -------------------------------------------------------------- under the lock
 
     def _begin(self, fd: int, held: Held, boot: bytes) -> None:
-        self._fd, self._held, self._keeping = fd, held, None
+        self._fd, self._held = fd, held
         self._released = False
         self._numbered = self._signals_written = 0
-        self._frames, self._at, self._news = memoryview(boot), 0, []
-        self._batch, self._made, self._end = [], [], 0
+        self._frames, self._at = memoryview(boot), 0
+        self._batch.clear()
 
     def _write_now(self) -> None:
-        """Unless the pipe is known to be full; then, or when this caller is interrupted, the loop goes on."""
-        if self._watched:
-            return
-        try:
+        """Unless the pipe is known to be full; then the loop goes on."""
+        if not self._watched:
             self._write()
-        except BaseException:
-            self._watch_now()
-            raise
 
     def _write(self) -> None:
         while self._fd >= 0:
-            self._settle()
             if self._at == len(self._frames) and not self._fill():
                 self._unwatch_now()
                 return
-            rest = self._frames[self._at :]
             try:
-                self._news.extend(map(os.write, (self._fd,), (rest,)))  # one call: no write goes without its note
+                self._at += os.write(self._fd, self._frames[self._at :])
             except BlockingIOError:
                 self._watch_now()
                 return
             except BrokenPipeError:
                 self._unwatch_now()  # it is gone or has closed its end; the loop hears of that by itself
                 return
+            while self._batch and self._batch[0].end <= self._at:
+                self._written(self._batch.popleft().entry)
 
-    def _settle(self) -> None:
-        """What was written since the last time."""
-        at = self._at + sum(self._news)
-        self._at, self._news = at, []
-        if self._made or not self._batch or self._batch[0].end > at:
-            return
-        whole = self._batch[-1].end <= at
-        done = self._batch if whole else list(takewhile(lambda made: made.end <= at, self._batch))
-        for made in done:
-            made.entry.written()
-        size = sum(made.entry.size for made in done)
-        signals = sum(made.entry.numbered for made in done)
-        left = self._batch[len(done) :]
-        self._batch, self._size, self._signals_written = left, self._size - size, self._signals_written + signals
-        self._tell_of_room(size)
+    def _written(self, entry: Entry) -> None:
+        entry.written()
+        self._signals_written += entry.numbered
+        self._less(entry.size)
 
     def _fill(self) -> bool:
         """Make the frames of what comes next, about as much as a pipe takes."""
-        self._keep()
+        frames: list[bytes] = []
+        end = 0
         while queue := self._urgent or (self._waiting if self._released else None):
             entry = queue[0]
-            if self._made and self._end + entry.size > BATCH:
+            if frames and end + entry.size > BATCH:
                 break
+            queue.popleft()
             if entry.withdrawn:
-                self._drop_first(queue)
+                self._less(entry.size)
                 continue
             try:
                 needs = entry.needs
                 lacking = self._held.lacking(needs) if needs else []
-                number = self._numbered + entry.numbered
-                frames = [*map(encode, lacking), entry.frame(number)]
-            except Exception:  # else nothing behind it would ever be written
-                self._drop_first(queue)
+                made = [*map(encode, lacking), entry.frame(self._numbered + entry.numbered)]
+            except Exception:  # it is lost; what is made goes all the same, and what stands behind it too
+                self._less(entry.size)
+                self._frames, self._at = memoryview(b"".join(frames)), 0
+                self._watch_now()
                 raise
-            made = _Made(self._end + sum(map(len, frames)), entry, queue is self._urgent)
-            self._keeping, self._numbered, self._end = (needs, lacking), number, made.end
-            self._made += frames
-            self._batch += (made,)
-            queue.popleft()
-            self._keep()
-        if not self._made:
-            return False
-        frames_made = memoryview(b"".join(self._made))
-        self._frames, self._at, self._made, self._end = frames_made, 0, [], 0
-        return True
+            self._held.keep(needs, lacking)
+            self._numbered += entry.numbered
+            frames += made
+            end += sum(map(len, made))
+            self._batch.append(_Made(end, entry, queue is self._urgent))
+        self._frames, self._at = memoryview(b"".join(frames)), 0
+        return bool(frames)
 
-    def _keep(self) -> None:
-        if self._keeping is not None:
-            self._held.keep(*self._keeping)
-            self._keeping = None
-
-    def _drop_first(self, queue: deque[Entry]) -> None:
-        size = queue[0].size
+    def _less(self, size: int) -> None:
         self._size -= size
-        queue.popleft()
-        self._tell_of_room(size)
-
-    def _tell_of_room(self, size: int) -> None:
         if self._size < LIMIT <= self._size + size:
-            self._room.notify_all()
+            self._room.tell()
 
     def _watch_now(self) -> None:
         if self._fd >= 0 and not self._watched:
-            self._watch(self._fd)  # a second time is harmless, as after a Ctrl-C right here
             self._watched = True
+            self._watch(self._fd)
 
     def _unwatch_now(self) -> None:
         if self._watched:

@@ -6,11 +6,11 @@ Frames that change the flow's life are posted to the loop in the order in which 
 them, so that it is judged last.
 """
 
-import logging
 import secrets
 import time
 from dataclasses import replace
 from functools import partial
+from logging import ERROR, WARNING
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, assert_never
 
 from caravela.errors import Cause, FlowNotRunning, ProtocolError, StepRaised
@@ -21,7 +21,7 @@ from ..protocol.status import Status
 from . import core, events
 from .audience import Audience
 from .boot import Boot, environment
-from .endings import terminal
+from .endings import End, LastWord, Refused, terminal
 from .engines.base import Engine, Setting
 from .entries import Asking
 from .events import Encoded
@@ -29,19 +29,17 @@ from .inbox import Inbox, error_in
 from .latch import Latch
 from .line import Line
 from .link import Link
+from .logs import say
 from .loop import Loop
 from .outbox import Outbox
 from .spec import Policy
 from .subscribers import Sink
-from .turns import Turns
+from .turns import Turns, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = logging.getLogger("caravela")
-
-
-Life: TypeAlias = messages.Ready | core.LastWord | messages.BootFailed | messages.Crashed
+Life: TypeAlias = messages.Ready | LastWord | messages.BootFailed | messages.Crashed
 
 
 class Home(Protocol):
@@ -193,13 +191,12 @@ class Runner:
         self._audience.publish(events.FlowState, carried=Encoded(state, self.policy.trust))
 
     def _rejected(self, error: StepRaised, late: bool) -> None:
-        log.warning("flow %s rejected a signal: %s", self.id, error, extra={"flow_id": self.id})
+        say(WARNING, "flow %s rejected a signal: %s", self.id, error, extra={"flow_id": self.id})
         self._audience.publish(events.SignalRejected, error=error, late=late)
 
     def _log(self, record: Any) -> None:
         extra = {"flow_id": self.id, "incarnation": self.incarnation, "path": record["path"]}
-        told = "flow %s: %s", self.id, record["message"]
-        logging.getLogger(record["name"]).log(record["level"], *told, extra=extra)
+        say(record["level"], "flow %s: %s", self.id, record["message"], logger=record["name"], extra=extra)
 
     # -------------------------------------------------------------- subscribers
 
@@ -223,8 +220,13 @@ class Runner:
 
     def feed(self, event: core.Event) -> None:
         """On the loop's thread."""
-        for effect in self._child.advance(event, time.monotonic()):
-            self._perform(effect)
+        try:
+            for effect in self._child.advance(event, time.monotonic()):
+                self._perform(effect)
+        finally:
+            self._arm()
+
+    def _arm(self) -> None:
         if self._cancel_tick:
             self._cancel_tick()
             self._cancel_tick = None
@@ -265,7 +267,7 @@ class Runner:
         self.was_up = True
         self.up.set()
 
-    def _finish(self, end: core.End) -> None:
+    def _finish(self, end: End) -> None:
         if not self._child.up:  # nothing came from this incarnation: its end is its number 0
             self._audience.incarnation, self._audience.seq = self.incarnation, -1
         if isinstance(end, messages.Done | messages.Stopped):
@@ -275,9 +277,9 @@ class Runner:
         event = self._audience.event(kind, carried=carried)
         # ``start`` raises a refusal itself where it waits for it.
         try:
-            self._audience.conclude(event, quiet=self._quiet and isinstance(end, core.Refused))
+            self._audience.conclude(event, quiet=self._quiet and isinstance(end, Refused))
         except BaseException:  # whoever waits for the end must not wait for ever
-            log.exception("the end of flow %s was not told to all", self.id)
+            say(ERROR, "the end of flow %s was not told to all", self.id, exc_info=True)
         self.line.end()
         self.up.set()
         self.ended.set()
@@ -307,24 +309,32 @@ class Runner:
     def launched(self, key: int, pid: int, death: int) -> None:
         if self._link and self._link.key == key:
             self._link.pid, self._link.death = pid, death
+            self.feed(core.Launched())
 
     def launch_failed(self, why: str) -> None:
-        self._unlink()
-        self.feed(core.LaunchFailed(why))
+        if self._unlink(partial(self.launch_failed, why)) is not None:
+            self.feed(core.LaunchFailed(why))
 
     def exited(self, cause: Cause) -> None:
         """Judged behind the frames that it still sent: those are posted first."""
-        written, page = self._unlink()
+        if (unlinked := self._unlink(partial(self.exited, cause))) is None:
+            return
+        written, page = unlinked
         self._lost += max(written - page.applied, 0)
         if not cause.path:
             cause = replace(cause, path=page.path, attempt=page.attempt)
         self.home.loop.post(partial(self._dead, cause))
 
-    def _unlink(self) -> tuple[int, Status]:
-        """Let go of the worker's pipes: how many signals it had in full, and what its page says."""
-        link, self._link = self._link, None
+    def _unlink(self, again: Work) -> tuple[int, Status] | None:
+        """Let go of the worker's pipes: how many signals it had in full, and what its page says.
+
+        None: a caller still reads; ``again`` comes when it does not.
+        """
+        link = self._link
         assert link is not None
-        self._inbox.drain(link)
+        if not self._inbox.drained(link, again):
+            return None
+        self._link = None
         written = self._outbox.detach()
         self.home.loop.unwatch(link.writes, close=True)
         page = link.page.read()

@@ -1,13 +1,14 @@
 """Fan-out: what happens between an event and the people who wait for it. Nothing here ever blocks the supervisor."""
 
 import inspect
-import logging
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from logging import ERROR, WARNING
 from types import MethodType
 from typing import Any, Final, Protocol
 
@@ -15,10 +16,11 @@ from caravela.errors import FlowNotRunning, SupervisorForked
 
 from ..flows.checks import check_listener
 from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
+from .interrupts import uninterrupted, was_interrupted
+from .latch import Changes, Latch
+from .logs import say
 from .patience import check_may_wait
 from .spec import seconds
-
-log = logging.getLogger("caravela")
 
 CALLABLE_LIMIT: Final = 65_536
 """Events that may wait for the callables of one supervisor."""
@@ -103,10 +105,19 @@ class Subscription:
         self._dropped: Lagged | None = None
         """What was dropped behind the last that waits."""
         self._numbers = count()
-        self._lock = threading.Lock()  # taken as itself: a Ctrl-C in a condition's __enter__ may leave it taken
-        self._change = threading.Condition(self._lock)
+        self._lock = threading.Lock()
+        self._changes = Changes(self._lock)
         self._over = False
         self._pid = os.getpid()
+
+    def begin(self, join: Callable[["Subscription"], None]) -> "Subscription":
+        try:
+            with uninterrupted():
+                join(self)
+        except BaseException:  # a Ctrl-C: nobody will close it
+            self.close()
+            raise
+        return self
 
     def offer(self, event: Event) -> None:
         with self._lock:
@@ -115,7 +126,7 @@ class Subscription:
             if isinstance(event, self._wanted):
                 self._take_in(event)
             self._over = self._of_one and isinstance(event, TERMINAL)
-            self._change.notify_all()
+            self._changes.tell()
 
     def _take_in(self, event: Event) -> None:
         if len(self._events) >= self._maxsize and not isinstance(event, LASTING):
@@ -146,19 +157,19 @@ class Subscription:
             del self._newest[place]
         return event
 
-    def _some(self) -> bool:
-        return bool(self._events or self._dropped or self._over)
-
     def _take(self, timeout: float | None) -> Event | None:
         """The next one; None where none will ever come."""
         if self._pid != os.getpid():
             raise SupervisorForked(self._pid)
-        with self._lock:
-            if not self._some():
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with uninterrupted(), self._lock:
+            while not (self._events or self._dropped or self._over):
                 if timeout != 0:
                     check_may_wait("waiting for an event")
-                if not self._change.wait_for(self._some, timeout):
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
                     raise queue.Empty
+                self._changes.wait(left)
             return self._next()
 
     def get(self, timeout: float | None = None) -> Event:
@@ -180,10 +191,11 @@ class Subscription:
         """No more events; what waits can still be read. Idempotent."""
         if self._pid != os.getpid():
             return  # a copy in a forked child: nothing here is ours
-        with self._lock:
-            self._over = True
-            self._change.notify_all()
-        self._closed_by(self)
+        with uninterrupted():
+            with self._lock:
+                self._over = True
+                self._changes.tell()
+            self._closed_by(self)
 
     def __enter__(self) -> "Subscription":
         return self
@@ -217,10 +229,10 @@ class QueueSink:
             self._dropped = lagged(self._dropped, event)
         except BaseException as error:  # whatever it is, be it a SystemExit: the flow must go on, and must end
             self._dropped = lagged(self._dropped, event)
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # no fault of the queue's: a Ctrl-C while this thread reads what a worker says
+            if was_interrupted(error):
+                return  # no fault of the queue's
             if not self._raises:
-                log.exception("notify= of flow %s raised; what it does not take is lost", event.flow_id)
+                say(ERROR, "notify= of flow %s raised; what it does not take is lost", event.flow_id, exc_info=True)
             self._raises = True
 
 
@@ -232,6 +244,7 @@ class Delivery:
         self._lock = threading.Lock()
         self._change = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
+        self._done = Latch()
         self._over = False
         self._given_up = False
 
@@ -259,12 +272,13 @@ class Delivery:
             with self._lock:
                 self._change.wait_for(lambda: self._waiting or self._over)
                 if not self._waiting:
+                    self._done.set()
                     return
                 function, event = self._waiting.popleft()
             try:
                 function(event)
             except BaseException:  # also a SystemExit: the others' events come through this thread too
-                log.exception("a subscriber of flow %s raised", event.flow_id)
+                say(ERROR, "a subscriber of flow %s raised", event.flow_id, exc_info=True)
 
     def close(self, patience: float) -> None:
         """What waits is still delivered, for at most ``patience`` seconds; a callable that closes waits for nothing."""
@@ -273,8 +287,8 @@ class Delivery:
             self._change.notify()
         if self._thread is None or self.here or self._given_up:
             return
-        self._thread.join(patience)
-        if not self._thread.is_alive():
+        if self._done.wait(patience):
+            self._thread.join()
             return
         with self._lock:
             told, self._given_up = self._given_up, True
@@ -282,7 +296,8 @@ class Delivery:
             self._waiting.clear()
         if told:  # by another who closed
             return
-        log.warning("callables were not done %g s after the close; events that they do not get: %d", patience, left)
+        words = "callables were not done %g s after the close; events that they do not get: %d"
+        say(WARNING, words, patience, left)
 
 
 PUTS: Final = ("put_nowait", "put")

@@ -4,6 +4,7 @@ import atexit
 import os
 import threading
 import weakref
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
 from types import TracebackType
@@ -19,8 +20,9 @@ from .engines.process import ProcessEngine
 from .events import Event, FlowError, Terminal
 from .handle import FlowHandle, checked
 from .household import Household
+from .interrupts import uninterrupted
 from .loop import hands_free
-from .patience import check_may_wait
+from .patience import check_may_wait, this_thread
 from .runner import Runner
 from .spec import Policy, Restart, Trust, check_engine, modules
 from .subscribers import DEFAULT_KINDS, Subscription, sink_for
@@ -94,30 +96,38 @@ class Supervisor:
         Raises ``OSError`` without descriptors for it and ``RuntimeError`` without a thread; then it is as new.
         """
         self._check_process()
-        household = None
+        opened = False
         try:
-            with self._lock:
-                if self._household or self._closed:
-                    raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
-                with hands_free:
-                    process = self._engine == "process"
-                    household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
-                    household.begin()
-                    self._household = household
-                    _all.add(self)
-                if not private:
-                    _entered.append(self)
+            with uninterrupted():
+                self._open(private)
+                opened = True
         except BaseException:
-            if household:  # there was no thread, or a Ctrl-C came: nobody will close it
-                self._household = None
-                household.end(0.0)
+            if opened:  # a Ctrl-C: nobody will close it
+                self.close()
             raise
         return self
+
+    def _open(self, private: bool) -> None:
+        with self._lock:
+            if self._household or self._closed:
+                raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
+            with hands_free:
+                process = self._engine == "process"
+                household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
+                try:
+                    household.begin()
+                except BaseException:  # there is no thread
+                    household.end(0.0)
+                    raise
+                self._household = household
+                _all.add(self)
+            if not private:
+                _entered.append(self)
 
     def close(self) -> None:
         """Stop all flows, at once and with their grace, then end what served them. Idempotent: all callers wait for it.
 
-        A second Ctrl-C, or any other exception in here, kills instead of waiting. Callables (``notify=``) have
+        A Ctrl-C in here kills instead of waiting. Callables (``notify=``) have
         ``shutdown`` seconds, at least 1, for what still waits for them. Called by one of them while another thread
         closes, it returns at once.
         """
@@ -125,12 +135,13 @@ class Supervisor:
             return  # a copy in a forked child: nothing here is ours
         if not self._closed:
             check_may_wait("close")
-        with self._lock:
-            household, self._closed = self._household, True
-            if self in _entered:
-                _entered.remove(self)
-        if household:
-            household.end(self._policy.shutdown)
+        with uninterrupted():
+            with self._lock:
+                household, self._closed = self._household, True
+                if self in _entered:
+                    _entered.remove(self)
+            if household:
+                household.end(self._policy.shutdown)
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -186,12 +197,14 @@ class Supervisor:
         id = f"{short}-{next(_ids)}"
         runner = Runner(household, id, name, tag, policy, boot, sinks, quiet=wait)
         try:
-            household.admit(runner, unique=name is not None)
-            if wait:
-                _await_boot(runner)
+            with uninterrupted():
+                household.admit(runner, unique=name is not None)
+                if wait:
+                    _await_boot(runner)
             return FlowHandle(runner, self._check_process)
         except BaseException:  # a Ctrl-C: nobody will hold a handle to stop it by
-            household.expel(runner)
+            with uninterrupted():
+                household.expel(runner)
             raise
 
     def get(self, name_or_id: str) -> FlowHandle:
@@ -227,8 +240,7 @@ class Supervisor:
         """The events of all flows, from now on until the supervisor is closed."""
         household = self._here()
         subscription = Subscription(kinds, maxsize, household.unlisten, of_one=False)
-        household.listen(subscription)
-        return subscription
+        return subscription.begin(household.listen)
 
     def _forked(self) -> None:
         """In a forked child."""
@@ -259,16 +271,23 @@ def _short_name(flow: object) -> str:
             raise TypeError(f"flow={flow!r} must be a Flow or 'package.module:attribute'")
 
 
+def _before_fork() -> None:
+    with uninterrupted():  # what is raised in here Python ignores, and forks
+        hands_free.acquire()
+
+
 def _after_fork_in_child() -> None:
     hands_free.release()
+    this_thread.serving = False
     for supervisor in list(_all):
         supervisor._forked()
 
 
 @atexit.register
 def _at_exit() -> None:
-    for supervisor in list(_all):
-        supervisor.close()
+    with ExitStack() as each:  # also when one raises: a Ctrl-C
+        for supervisor in list(_all):
+            each.callback(supervisor.close)
 
 
-os.register_at_fork(before=hands_free.acquire, after_in_parent=hands_free.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=hands_free.release, after_in_child=_after_fork_in_child)

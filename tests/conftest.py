@@ -26,7 +26,9 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import pytest
@@ -222,3 +224,35 @@ def kill(processes: list[Process]) -> None:
 
 
 US = Process.read(os.getpid()) or pytest.exit("these tests need Linux with a readable /proc")
+
+
+# ------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.fixture
+def interrupted() -> Callable[[int, Callable[[], object]], bool]:
+    """``interrupted(moment, call)`` calls it and sends a Ctrl-C at the ``moment``-th place of our code where Python
+    looks for signals: where a function begins, and behind one in C. Whether there is such a place.
+    """
+    return _interrupted
+
+
+def _interrupted(moment: int, call: Callable[[], object]) -> bool:
+    places = count(1)
+    sent = False
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal sent
+        ours = event in ("call", "c_return") and str(frame.f_globals["__name__"]).startswith(("caravela.", "threading"))
+        if ours and next(places) == moment:
+            sent = True
+            signal.raise_signal(signal.SIGINT)
+
+    sys.setprofile(profile)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return sent

@@ -9,18 +9,19 @@ What was dropped is planned again at a later launch. Launches wait at a plan and
 ``AWAITED`` seconds in all.
 """
 
-import logging
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from logging import INFO, WARNING
 from typing import Final
 
 from caravela.errors import Cause
 
 from ..boot import environment
+from ..logs import say
 from .base import Loop, Setting
 from .deaths import send_signal
 from .workers import Workers
@@ -32,8 +33,6 @@ MOST: Final = 16
 AWAITED: Final = 1.0
 """Seconds for which launches wait for a branch that is planned or still imports, as they would import for themselves;
 then the root forks them."""
-
-log = logging.getLogger("caravela")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +194,8 @@ class Branches:
         it.unsuitable = True
         modules = it.setting.modules
         self._unsuitable[modules] = it.setting.environment
-        level = logging.WARNING if self._preload else logging.INFO
-        log.log(level, "not preloaded, each worker imports for itself: %s: %s", ", ".join(modules), why)
+        level = WARNING if self._preload else INFO
+        say(level, "not preloaded, each worker imports for itself: %s: %s", ", ".join(modules), why)
 
     def exited(self, key: int, why: Cause) -> None:
         """The root has reaped it. One that was killed, for its memory perhaps, is tried once more."""

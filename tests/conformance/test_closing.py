@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
 from typing import Any
 
 import multiprocess
@@ -20,6 +19,7 @@ import caravela
 from caravela import (
     FlowDone,
     FlowError,
+    FlowHandle,
     FlowNotRunning,
     FlowState,
     FlowStopped,
@@ -38,6 +38,7 @@ from caravela.supervisor.loop import Loop
 from caravela.supervisor.runner import Runner
 
 Supervise = Callable[..., Supervisor]
+Interrupted = Callable[[int, Callable[[], object]], bool]
 quick = flow("quick", set_state(bump), initial_state={"n": 0})
 
 
@@ -345,28 +346,18 @@ def test_no_subscription_is_lost_among_many(supervise: Supervise, monkeypatch: p
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("lacks", ["fds", "threads", "time"])
+@pytest.mark.parametrize("lacks", ["fds", "threads"])
 def test_an_open_that_fails_leaves_it_as_new(engine: Any, lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     supervisor = Supervisor(engine=engine)
 
     def fail(*_: Any) -> None:
-        match lacks:
-            case "fds":
-                raise OSError(errno.EMFILE, "Too many open files")
-            case "threads":
-                raise RuntimeError("can't start new thread")
-            case _:
-                raise KeyboardInterrupt
-
-    class Interrupted(list[Any]):
-        append = fail
+        if lacks == "fds":
+            raise OSError(errno.EMFILE, "Too many open files")
+        raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patched:
-        if lacks == "time":
-            patched.setattr(module, "_entered", Interrupted())
-        else:
-            patched.setattr(Loop, "start" if lacks == "threads" else "__init__", fail)
-        with pytest.raises((OSError, RuntimeError, KeyboardInterrupt)):
+        patched.setattr(Loop, "start" if lacks == "threads" else "__init__", fail)
+        with pytest.raises((OSError, RuntimeError)):
             supervisor.open()
         assert not supervisor.running
         with pytest.raises(RuntimeError, match="not yet open"):
@@ -439,49 +430,20 @@ def test_a_start_that_is_interrupted_leaves_no_flow(
     assert supervisor.start(idle, name="once").get_state()
 
 
-class CtrlC:
-    """Comes at the ``at``-th moment in which a function of ours, or of ``threading``, is entered or left: there Python
-    looks for signals."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def __enter__(self) -> None:
-        sys.settrace(self._trace)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-
-    def _trace(self, frame: Any, event: str, _: object) -> Any:
-        frame.f_trace_lines = False
-        returned = frame.f_code is Supervisor.start.__code__ and event == "return"  # too late for it to do anything
-        if event in ("call", "return") and not returned:
-            self.left -= frame.f_globals.get("__name__", "").startswith(("caravela.supervisor.", "threading"))
-            if self.left == 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._trace
-
-
-def interrupted_everywhere(call: Callable[[], Any]) -> Iterator[None]:
-    """At one moment after the other, until it comes through."""
-    for at in count(1):
-        ctrl_c = CtrlC(at)
-        # A condition that is interrupted while it waits may say that it has not got its lock back.
-        with suppress(KeyboardInterrupt, RuntimeError), ctrl_c:
-            call()
-        if ctrl_c.left > 0:
-            assert at > 5
-            return
-        yield
+def everywhere(interrupted: Interrupted, call: Callable[[], Any]) -> Iterator[int]:
+    """Interrupts it at one moment after the other, until it comes through."""
+    moment = 0
+    while interrupted(moment := moment + 1, call):
+        yield moment
+    assert moment > 5
 
 
 @pytest.mark.parametrize("engine", ["inline"], indirect=True)
-def test_a_ctrl_c_at_any_moment_of_a_start(supervise: Supervise) -> None:
+def test_a_ctrl_c_at_any_moment_of_a_start(supervise: Supervise, interrupted: Interrupted) -> None:
     supervisor = supervise()
     there = household(supervisor)
     kept: list[Any] = []
-    for _ in interrupted_everywhere(lambda: kept.append(supervisor.start(idle))):
+    for _ in everywhere(interrupted, lambda: kept.append(supervisor.start(idle))):
         while there._runners:
             pass
     assert [handle.status for handle in kept] == ["running"]
@@ -489,7 +451,9 @@ def test_a_ctrl_c_at_any_moment_of_a_start(supervise: Supervise) -> None:
 
 
 @pytest.mark.parametrize("engine", ["inline"], indirect=True)
-def test_a_ctrl_c_at_any_moment_of_waiting_leaves_nothing_locked(supervise: Supervise) -> None:
+def test_a_ctrl_c_at_any_moment_of_waiting_leaves_nothing_locked(
+    supervise: Supervise, interrupted: Interrupted
+) -> None:
     supervisor = supervise()
     handle = supervisor.start(idle)
     events = handle.subscribe()
@@ -500,10 +464,52 @@ def test_a_ctrl_c_at_any_moment_of_waiting_leaves_nothing_locked(supervise: Supe
         with suppress(queue.Empty):
             events.get(0.0001)
 
-    for _ in interrupted_everywhere(wait):
+    for _ in everywhere(interrupted, wait):
         assert Aside(lambda: handle.update(bump)).done(), "the loop tells this subscription of it"
     assert Aside(handle.stop).done()
     assert Aside(supervisor.close).done()
+
+
+@pytest.mark.parametrize("engine", ["inline"], indirect=True)
+def test_a_ctrl_c_at_any_moment_of_a_life_leaves_nothing(engine: str, interrupted: Interrupted) -> None:
+    """From ``open`` to the end of ``close``, also where nobody waits: every flow is told its end, nothing is left."""
+    handles: list[FlowHandle] = []
+    found: list[Any] = []
+    threads = threading.enumerate()
+
+    def live() -> None:
+        with Supervisor(engine="inline") as supervisor:
+            found.append(supervisor)
+            handles.extend(supervisor.start(idle) for _ in range(2))
+
+    for moment in everywhere(interrupted, live):
+        for supervisor in found:
+            supervisor.close()  # the Ctrl-C may have come before `__exit__` had done anything
+        assert all(isinstance(handle.wait(SOON), FlowStopped) for handle in handles), moment
+        assert threading.enumerate() == threads, moment
+        handles.clear()
+        found.clear()
+
+
+@pytest.mark.parametrize("engine", ["inline"], indirect=True)
+def test_a_ctrl_c_at_any_moment_of_listening_leaves_no_subscription(
+    supervise: Supervise, interrupted: Interrupted
+) -> None:
+    supervisor = supervise()
+    handle = supervisor.start(idle)
+    kept: list[Any] = []
+
+    def listen() -> None:
+        kept.append(handle.subscribe())
+        kept.append(supervisor.subscribe())
+
+    for _ in everywhere(interrupted, listen):
+        while kept:
+            kept.pop().close()
+        assert not handle._runner._audience._own and not household(supervisor).sinks
+        with handle.subscribe() as events:
+            handle.update(bump)
+            assert isinstance(events.get(SOON), FlowState)
 
 
 def test_a_start_that_is_refused_stops_nobody(supervise: Supervise) -> None:

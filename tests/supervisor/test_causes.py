@@ -17,6 +17,7 @@ from caravela.supervisor.core import (
     Event,
     Exited,
     Launch,
+    Launched,
     LaunchFailed,
     Phase,
     Ready,
@@ -39,6 +40,7 @@ SPENT = "max_restarts=3 within 5 s are spent"
 def started(restart: Any = "transient", **policy: Any) -> Child:
     child = Child(Policy(restart, **policy))
     assert child.advance(StartAsked(), 0.0) == [Launch()]
+    assert child.advance(Launched(), 0.0) == []
     return child
 
 

@@ -20,23 +20,22 @@ from caravela.supervisor.core import (
     Event,
     Exited,
     Forget,
-    GaveUp,
     Kill,
     KillAsked,
     Launch,
+    Launched,
     LaunchFailed,
     Phase,
     Publish,
     Ready,
-    Refused,
     SendStop,
-    Silenced,
     StartAsked,
     StopAsked,
     Terminate,
     Tick,
     Up,
 )
+from caravela.supervisor.endings import End, GaveUp, LastWord, Refused, Silenced
 from caravela.supervisor.events import Encoded
 from caravela.supervisor.spec import Policy
 
@@ -63,6 +62,7 @@ RESTARTS = ("temporary", "transient", "permanent")
 def started(restart: Any = "transient", **policy: Any) -> Child:
     child = Child(Policy(restart, **policy))
     assert child.advance(StartAsked(), 0.0) == [Launch()]
+    assert child.advance(Launched(), 0.0) == []
     return child
 
 
@@ -76,7 +76,7 @@ def play(child: Child, *events: Event, now: float = 0.0) -> list[Effect]:
     return [effect for event in events for effect in child.advance(event, now)]
 
 
-def end(child: Child, *events: Event, now: float = 0.0) -> core.End:
+def end(child: Child, *events: Event, now: float = 0.0) -> End:
     """How the flow ended by these events, which are its last."""
     effects = play(child, *events, now=now)
     assert effects.count(Forget()) == 1 and effects[-1] == Forget()
@@ -114,7 +114,7 @@ BOOT_FAILURES: dict[str, tuple[tuple[Event, ...], Cause]] = {
 @pytest.mark.parametrize("restart", RESTARTS)
 @pytest.mark.parametrize("word", [DONE, FAILED], ids=["finishes", "fails"])
 @pytest.mark.parametrize("exit", [EXIT_0, KILLED, LOST], ids=lambda cause: cause.kind)
-def test_finishes_or_fails(restart: str, word: core.LastWord, exit: Cause) -> None:
+def test_finishes_or_fails(restart: str, word: LastWord, exit: Cause) -> None:
     child = running(restart)
     if restart != "permanent":
         assert end(child, Ended(word), Exited(exit)) == word
@@ -178,7 +178,7 @@ def test_a_boot_that_works_starts_the_count_anew() -> None:
 
 @pytest.mark.parametrize("restart", RESTARTS)
 @pytest.mark.parametrize("answer", [STOPPED, DONE, FAILED, None], ids=lambda word: type(word).__name__)
-def test_is_stopped(restart: str, answer: core.LastWord | None) -> None:
+def test_is_stopped(restart: str, answer: LastWord | None) -> None:
     child = running(restart)
     said = () if answer is None else (Ended(answer),)
     assert end(child, StopAsked(5.0), *said, Exited(EXIT_0)) == (answer or Silenced())
@@ -252,13 +252,22 @@ def test_restarts_of_a_permanent_flow_count_too() -> None:
 @pytest.mark.parametrize("restart", ["transient", "permanent"])
 def test_a_lost_zygote_is_never_charged(restart: str) -> None:
     child = started(restart, max_restarts=0)
-    for incarnation in range(2, 20):  # before it was ever ready
+    for incarnation in range(2, 2 + 4):  # before it was ever ready
         assert child.incarnation == incarnation - 1 and child.status == "starting"
         assert play(child, Exited(LOST)) == [Launch()]
     assert play(child, Ready()) == [Up(None)]
-    for _ in range(20, 40):
+    for _ in range(20):
         assert play(child, Exited(LOST), Ready()) == [Launch(), Up(LOST)]
     assert end(child, Exited(KILLED)) == GaveUp(replace(KILLED, spent=spent(0)))
+
+
+def test_a_boot_that_kills_its_zygote_each_time_is_charged() -> None:
+    child = started()
+    assert play(child, *[Exited(LOST)] * 4) == [Launch()] * 4
+    assert end(child, Exited(LOST)) == Refused(LOST)
+    child = running()
+    assert play(child, *[Exited(LOST)] * 5) == [Launch()] * 5
+    assert play(child, Exited(LOST)) == [] and child.status == "restarting", "a pause, as after any boot that fails"
 
 
 def test_a_temporary_flow_is_not_restarted_by_a_lost_zygote() -> None:
@@ -382,18 +391,35 @@ def test_boot_timeout() -> None:
     assert end(child, Exited(KILLED), now=12.0) == Refused(Cause("boot", "not ready within 10 s"))
 
 
+def test_boot_timeout_begins_with_the_process() -> None:
+    child = Child(Policy("transient", boot_timeout=10.0))
+    play(child, StartAsked())
+    play(child, Launched(), now=0.9)  # it has waited for a branch
+    assert child.deadline == 10.9
+    play(child, Ready(), Launched(), now=1.0)
+    assert child.deadline is None
+
+
+def test_an_engine_that_does_not_launch_is_not_waited_for() -> None:
+    child = Child(Policy("transient", boot_timeout=10.0))
+    play(child, StartAsked())
+    assert ladder(child, 12.0) == [(11.0, Kill()), (12.0, Kill())]
+
+
 def test_ready_just_after_the_boot_timeout_is_too_late() -> None:
     """Else boots of 10.01 s would go on for ever, never counted as failed, never more than three in five seconds."""
     child = running(boot_timeout=10.0)
     play(child, Exited(KILLED))
     now = 0.0
     for _ in range(4):
+        play(child, Launched(), now=now)
         assert play(child, Tick(), now=now + 10.0) == [Kill()]
         assert play(child, Ready(), now=now + 10.01) == []
         assert play(child, Exited(KILLED), now=now + 10.02) == []
         assert child.deadline is not None
         now = child.deadline
         play(child, Tick(), now=now)
+    play(child, Launched(), now=now)
     play(child, Tick(), now=now + 10.0)
     assert isinstance(end(child, Ready(), Exited(KILLED), now=now + 11.0), GaveUp)
 

@@ -12,6 +12,7 @@ import pytest
 
 from caravela.supervisor import patience, subscribers
 from caravela.supervisor.events import Event, FlowDone, FlowState, Lagged
+from caravela.supervisor.interrupts import uninterrupted
 from caravela.supervisor.subscribers import Delivery, QueueSink, Subscription, publish, sink_for
 
 SOON = 8.0
@@ -80,7 +81,7 @@ def test_a_ctrl_c_while_the_main_thread_puts_is_not_the_queues(
     moody = Moody()
     moody.error = KeyboardInterrupt()
     sink = sink_for(moody, delivery)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
         sink.offer(state(1))
     assert not caplog.records
     other = threading.Thread(target=sink.offer, args=(state(2),))

@@ -406,3 +406,11 @@ def test_unwatched_writable_is_not_called_again(loop: Loop, pipe: Callable[[], t
     assert came.wait(10.0)
     polled(loop)
     assert calls == [1]
+
+
+def test_what_is_posted_to_a_loop_that_has_ended_is_dropped(loop: Loop) -> None:
+    loop.start()
+    loop.post(loop.end)
+    loop.thread.join()
+    loop.post(loop.end)
+    assert not loop._posted

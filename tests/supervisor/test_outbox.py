@@ -4,9 +4,8 @@ import fcntl
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
@@ -552,26 +551,3 @@ def test_a_late_pump_finds_nothing_to_do(bench: Bench) -> None:
     worker.read()
     bench.outbox.pump()
     assert not worker.read() and not bench.watched
-
-
-# ------------------------------------------------------------------ Ctrl-C
-
-
-def test_whatever_ctrl_c_interrupts_the_next_writer_finds_whole(
-    bench: Bench, interrupted: Callable[[int, Callable[[], object]], bool]
-) -> None:
-    worker = bench.worker()
-    moment, again = 0, True
-    while again:
-        moment += 1
-        code = [messages.Code(moment + 1000 * number, b"code") for number in range(2)]
-        again = interrupted(moment, partial(bench.put, signal(b"a", needs=(code[0],))))
-        bench.put(signal(b"b", 2 * PIPE, needs=(code[0],)))
-        interrupted(moment, partial(bench.put, signal(b"c", needs=(code[1],))))
-        bench.put(signal(b"d", needs=(code[1],)))
-        received = bench.flush(worker)
-        signals = names([message for message in received if isinstance(message, messages.Signal)])
-        assert signals in ([b"a", b"b", b"c", b"d"], [b"a", b"b", b"d"], [b"b", b"c", b"d"], [b"b", b"d"]), moment
-        assert {message for message in received if isinstance(message, messages.Code)} == set(code)
-        assert bench.outbox.waiting == 0
-    assert moment > 20

@@ -1,0 +1,221 @@
+"""Signal handlers of the host run where its main thread waits or leaves, never between two steps."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from caravela.supervisor import interrupts
+from caravela.supervisor.interrupts import interruptible, uninterrupted, was_interrupted
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in interrupts.PUT_OFF]
+    yield
+    for number, handler in zip(interrupts.PUT_OFF, before, strict=True):
+        assert signal.getsignal(number) == handler
+        signal.signal(number, handler)
+    assert not (interrupts._main.handlers or interrupts._main.came or interrupts._main.waits)
+
+
+@pytest.fixture
+def on() -> Iterator[Callable[[int, Any], None]]:
+    """Handlers for the time of a test."""
+    before = {}
+
+    def on(number: int, handler: Any) -> None:
+        before[number] = signal.signal(number, handler)
+
+    yield on
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+class TimeUp(Exception):
+    pass
+
+
+def time_up(*_: object) -> None:
+    raise TimeUp
+
+
+def done_until(error: type[BaseException], *steps: Callable[[], object]) -> int:
+    """How many steps were done in a context that ``error`` came out of."""
+    done = 0
+
+    def do() -> None:
+        nonlocal done
+        with uninterrupted():
+            for step in steps:
+                step()
+                done += 1
+
+    with pytest.raises(error):
+        do()
+    return done
+
+
+def nothing() -> None:
+    pass
+
+
+def wait() -> bool:
+    """For 10 s."""
+    lock = threading.Lock()
+    lock.acquire()
+    return interruptible(lock.acquire, True, 10.0)
+
+
+def test_it_raises_at_the_end() -> None:
+    assert done_until(KeyboardInterrupt, ctrl_c, nothing) == 2
+
+
+def test_it_raises_where_somebody_waits() -> None:
+    assert done_until(KeyboardInterrupt, ctrl_c, nothing, wait) == 2
+
+
+def test_it_ends_a_wait() -> None:
+    cleared_up = []
+
+    def waiting() -> None:
+        threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT)).start()
+        try:
+            wait()
+        finally:
+            ctrl_c()  # put off again: the wait is over
+            cleared_up.append(True)
+
+    assert done_until(KeyboardInterrupt, waiting) == 0
+    assert cleared_up
+
+
+def test_a_second_one_is_not_put_off() -> None:
+    assert done_until(KeyboardInterrupt, ctrl_c, ctrl_c, nothing) == 1
+
+
+def test_one_at_the_end_of_a_wait_is_not_lost() -> None:
+    assert done_until(KeyboardInterrupt, lambda: interruptible(ctrl_c)) == 0
+
+
+def test_inside_of_another_it_is_the_outer_one_that_counts() -> None:
+    def inner() -> None:
+        with uninterrupted():
+            ctrl_c()
+
+    assert done_until(KeyboardInterrupt, inner, nothing) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGTERM, signal.SIGUSR1])
+def test_so_are_others(on: Callable[[int, Any], None], number: int) -> None:
+    on(number, time_up)
+    assert done_until(TimeUp, lambda: signal.raise_signal(number), nothing) == 2
+
+
+def test_a_handler_that_returns_does_not_end_the_wait(on: Callable[[int, Any], None]) -> None:
+    lock, seen = threading.Lock(), []
+    lock.acquire()
+
+    def release(number: int, frame: object) -> None:
+        seen.append(number)
+        lock.release()
+
+    on(signal.SIGTERM, release)
+    with uninterrupted():
+        signal.raise_signal(signal.SIGTERM)
+        assert not seen
+        assert interruptible(lock.acquire, True, 10.0)
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_handler_may_call_in_while_we_wait(on: Callable[[int, Any], None]) -> None:
+    """Inside of it nothing is interrupted either; what came meanwhile ends the outer wait."""
+    seen = []
+
+    def call_in(*_: object) -> None:
+        with uninterrupted():
+            ctrl_c()
+            seen.append("all of it")
+
+    on(signal.SIGTERM, call_in)
+    assert done_until(KeyboardInterrupt, lambda: signal.raise_signal(signal.SIGTERM), wait) == 1
+    assert seen
+
+
+def test_a_handler_may_change_handlers(on: Callable[[int, Any], None]) -> None:
+    on(signal.SIGUSR1, lambda *_: signal.signal(signal.SIGUSR1, signal.SIG_IGN))
+    with uninterrupted():
+        signal.raise_signal(signal.SIGUSR1)
+        interruptible(bool)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+
+
+def test_all_that_came_are_run_although_one_raises(on: Callable[[int, Any], None]) -> None:
+    seen: list[int] = []
+    on(signal.SIGALRM, time_up)
+    on(signal.SIGTERM, lambda number, _: seen.append(number))
+    came = [partial(signal.raise_signal, number) for number in (signal.SIGTERM, signal.SIGALRM)]
+    assert done_until(TimeUp, *came) == 2
+    assert seen == [signal.SIGTERM]
+
+
+def test_other_threads_change_nothing() -> None:
+    found: list[Any] = []
+
+    def look() -> None:
+        with uninterrupted():
+            found.append(signal.getsignal(signal.SIGINT))
+            found.append(interruptible(int))
+
+    other = threading.Thread(target=look)
+    other.start()
+    other.join()
+    assert found == [signal.getsignal(signal.SIGINT), 0]
+
+
+def test_what_nobody_handles_stays_so(on: Callable[[int, Any], None]) -> None:
+    on(signal.SIGINT, signal.SIG_IGN)
+    with uninterrupted():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ctrl_c()
+
+
+def test_one_that_strikes_code_of_the_users_is_raised_by_us() -> None:
+    def put() -> None:
+        raised = None
+        try:
+            ctrl_c()
+            ctrl_c()
+        except KeyboardInterrupt as error:
+            raised = error
+        assert raised and was_interrupted(raised)
+
+    assert done_until(KeyboardInterrupt, put, nothing) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()], ids=repr)
+def test_what_the_user_raises_himself_is_his(error: BaseException) -> None:
+    assert not was_interrupted(error)
+
+
+def test_wherever_it_comes_handlers_are_put_back(interrupted: Callable[[int, Callable[[], object]], bool]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def call() -> None:
+        with uninterrupted():
+            interruptible(bool)
+
+    moment = 0
+    while interrupted(moment := moment + 1, call):
+        assert signal.getsignal(signal.SIGINT) is before
+        assert not (interrupts._main.handlers or interrupts._main.came or interrupts._main.waits), moment
+    assert moment > 10
