@@ -77,6 +77,8 @@ def light(function: FunctionType) -> Parcel | None:
     """A function whose cells and defaults are scalars; in microseconds. None: it needs the pickler."""
     if function.__dict__ or function.__annotations__ or "<" not in function.__qualname__:
         return None
+    if getattr(function, "__type_params__", ()):
+        return None
     code = function.__code__
     try:
         cells = [place.cell_contents for place in function.__closure__ or ()]

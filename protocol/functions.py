@@ -9,11 +9,11 @@ sent: what the worker changed in place stays until the host does).
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 from caravela.errors import LimitExceeded
@@ -21,7 +21,7 @@ from caravela.errors import LimitExceeded
 from . import culprit, extensions, mirror
 from .codes import ByIdentity, known
 from .encoder import encode, light
-from .homes import home, mirrored, name_of
+from .homes import NUMBER, home, mirrored, name_of
 from .importable import importable, located, path_changed
 from .messages import Code, Define
 from .notes import Parcel
@@ -31,6 +31,10 @@ from .reducers import bare_class, bare_function, rest_of_class, rest_of_function
 
 CODES = 4096
 """Code objects that one worker keeps; the host names the ones to forget."""
+NUMBERED = 256
+"""Classes that functions made, and mirrors of globals of exec'ed code, that one worker keeps; as with code."""
+_NOTHING: Mapping[str, bytes] = {}
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +192,21 @@ class _Needs:
             value = reader.__globals__.get(name)
             self._global(key, name, value, todo)
             if isinstance(value, ModuleType):
-                self._read_module(value, it.names, todo)
+                self._read_modules(value, it.names, todo)
 
-    def _read_module(self, module: ModuleType, names: Iterable[str], todo: list[Parcel | Define]) -> None:
-        """Of a module with a mirror of its own: what the code may mean by ``module.name``."""
-        header = mirrored(module.__name__)
-        if header is None:
-            return
-        self.headers[header.module] = header
-        for name in sorted(names):
-            if name in module.__dict__:
-                self._global(header.module, name, module.__dict__[name], todo)
+    def _read_modules(self, module: ModuleType, names: Iterable[str], todo: list[Parcel | Define]) -> None:
+        """Of a module with a mirror of its own: what the code may mean by ``module.name`` and ``module.sub.name``."""
+        modules = [module]
+        for module in modules:  # grows meanwhile
+            header = mirrored(module.__name__)
+            if header is not None:
+                self.headers[header.module] = header
+            for name in sorted(name for name in names if name in module.__dict__):
+                value = module.__dict__[name]
+                if header is not None:
+                    self._global(header.module, name, value, todo)
+                if isinstance(value, ModuleType) and not any(value is other for other in modules):
+                    modules.append(value)
 
     def _global(self, key: str, name: str, value: Any, todo: list[Parcel | Define]) -> None:
         if (key, name) in self.seen or name in mirror.OWN:
@@ -228,11 +236,15 @@ def _register(value: Any) -> _Registered:
 
 
 class Held:
-    """What one incarnation of a worker has been sent. Used under the lock of its flow, in the order of the pipe."""
+    """What one incarnation of a worker has been sent. Used under the lock of its flow, in the order of the pipe.
+
+    What has a name for good stays. Code and what is called by a number come without end: what was needed longest ago
+    is named once more with nothing in it, and the worker forgets it. What it has made of that lives on."""
 
     def __init__(self) -> None:
         self._codes: OrderedDict[int, None] = OrderedDict()
-        self._defined: dict[tuple[str, str], bytes] = {}
+        self._numbered: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._defined: dict[str, dict[str, bytes]] = {}
 
     def missing(self, needs: Iterable[Code | Define]) -> list[Code | Define]:
         """What of ``needs`` must be written now; it is taken as written."""
@@ -242,16 +254,18 @@ class Held:
         return missing
 
     def lacking(self, needs: Sequence[Code | Define]) -> list[Code | Define]:
-        """What of ``needs`` must be written. Beyond ``CODES`` the code that was needed longest ago is named with
-        nothing in it: the worker forgets it, and functions that it has made live on."""
+        """What of ``needs`` must be written, and behind it what the worker is to forget: nothing of ``needs``."""
         lacking = [need for need in needs if not self._has(need)]
+        if not lacking:
+            return lacking
         if len(lacking) > 1:
             lacking = list(dict.fromkeys(lacking))
         if len(self._codes) + len(lacking) > CODES:
             codes = {need.id for need in needs if isinstance(need, Code)}
-            excess = len(self._codes.keys() | codes) - max(CODES, len(codes))
-            unneeded = (number for number in self._codes if number not in codes)
-            lacking += [Code(number, b"") for number in islice(unneeded, max(excess, 0))]
+            lacking += [Code(number, b"") for number in _beyond(CODES, self._codes, codes)]
+        if len(self._numbered) + len(lacking) > NUMBERED:
+            numbered = {_unit(need) for need in needs if isinstance(need, Define) and _is_numbered(need)}
+            lacking += [Define(*key, b"") for key in _beyond(NUMBERED, self._numbered, numbered)]
         return lacking
 
     def keep(self, needs: Sequence[Code | Define], lacking: Sequence[Code | Define]) -> None:
@@ -260,19 +274,46 @@ class Held:
             if isinstance(need, Code):
                 self._codes[need.id] = None
                 self._codes.move_to_end(need.id)
+            elif _is_numbered(need):
+                key = _unit(need)
+                self._numbered[key] = None
+                self._numbered.move_to_end(key)
         for need in lacking:
             match need:
                 case Code(number, b""):
                     self._codes.pop(number, None)
+                case Define(module, name, b""):
+                    self._forget(module, name)
                 case Define(module, name, value):
-                    self._defined[module, name] = _mark(value)
+                    self._defined.setdefault(module, {})[name] = _mark(value)
+
+    def _forget(self, module: str, name: str) -> None:
+        self._numbered.pop((module, name), None)
+        if name == mirror.HEADER:
+            self._defined.pop(module, None)
+        elif module in self._defined:
+            self._defined[module].pop(name, None)
+            self._defined[module].pop(name + mirror.REST, None)
 
     def _has(self, need: Code | Define) -> bool:
-        match need:
-            case Code(number):
-                return number in self._codes
-            case Define(module, name, value):
-                return self._defined.get((module, name)) == _mark(value)
+        if isinstance(need, Code):
+            return need.id in self._codes
+        return self._defined.get(need.module, _NOTHING).get(need.name) == _mark(need.value)
+
+
+def _is_numbered(need: Define) -> bool:
+    return NUMBER in need.name or NUMBER in need.module
+
+
+def _unit(need: Define) -> tuple[str, str]:
+    """What is forgotten as a whole: a mirror, or a class with what fills it."""
+    return (need.module, mirror.HEADER if NUMBER in need.module else need.name.removesuffix(mirror.REST))
+
+
+def _beyond(limit: int, kept: OrderedDict[K, None], needed: set[K]) -> Iterator[K]:
+    """What is to be forgotten, so that with ``needed`` no more than ``limit`` are kept; what is needed always is."""
+    excess = len(kept) + sum(key not in kept for key in needed) - max(limit, len(needed))
+    return islice((key for key in kept if key not in needed), max(excess, 0))
 
 
 def _mark(value: bytes) -> bytes:

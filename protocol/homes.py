@@ -11,6 +11,8 @@ from .messages import Define
 
 DETACHED_LIMIT = 1024
 """Globals of exec'ed code that are remembered. A dict cannot be held weakly; one that was let go gets a mirror anew."""
+NUMBER = "@"
+"""Before the number in the name of what has none that is its own for good; a worker keeps some of these only."""
 
 _detached: dict[int, str] = {}
 _names: ByIdentity[str] = ByIdentity()
@@ -42,7 +44,7 @@ def name_of(value: Any) -> tuple[str, str]:
     where = located(value)
     if where is not None:
         return where
-    name = _names.get(value) or _names.put(value, f"{value.__qualname__}@{next(numbers)}")
+    name = _names.get(value) or _names.put(value, f"{value.__qualname__}{NUMBER}{next(numbers)}")
     mirror.unnamed.setdefault(name, value)
     return str(value.__module__), name
 
@@ -59,6 +61,6 @@ def _key_of_detached(name: str, namespace: dict[str, Any]) -> str:
         return key
     while len(_detached) >= DETACHED_LIMIT:
         mirror.detached.pop(_detached.pop(next(iter(_detached))), None)
-    key = _detached[id(namespace)] = f"{name}@{next(numbers)}"
+    key = _detached[id(namespace)] = f"{name}{NUMBER}{next(numbers)}"
     mirror.detached[key] = namespace
     return key

@@ -12,18 +12,29 @@ from typing import Any
 
 _OWN = __name__.partition(".")[0]
 _path: tuple[str, ...] = ()
+_here: str | None = None
+"""The current directory, where an entry of that path is relative to it."""
 _answers: dict[str, tuple[ModuleType, object, bool]] = {}
 
 
 def path_changed() -> bool:
-    """Whether ``sys.path`` is another than at the last call; every answer is forgotten then."""
-    global _path
+    """Whether ``sys.path`` is another than at the last call, or means other places: a relative entry, as ``""`` in the
+    REPL, does after ``os.chdir``. Every answer is forgotten then."""
+    global _path, _here
     now = tuple(sys.path)
-    if now == _path:
+    if now == _path and (_here is None or _here == _cwd()):
         return False
     _answers.clear()
-    _path = now
+    _path, _here = now, _cwd() if any(isinstance(entry, str) and not os.path.isabs(entry) for entry in now) else None
     return True
+
+
+def _cwd() -> str:
+    """Empty where it was removed: relative entries find nothing then."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def importable(name: str) -> bool:
@@ -67,9 +78,12 @@ def _found(name: str, module: ModuleType, file: object) -> bool:
 
 
 def _stands_at(name: str, module: ModuleType, file: object) -> bool:
+    loader = getattr(module, "__loader__", None)
+    if any(loader is first and first.find_spec(name) is not None for first in (BuiltinImporter, FrozenImporter)):
+        return True  # they are asked before the path, whatever files are called
     spec = _spec(name)
     if spec is None:
-        return BuiltinImporter.find_spec(name) is not None or FrozenImporter.find_spec(name) is not None
+        return False
     if isinstance(file, str):
         return spec.origin is not None and os.path.realpath(spec.origin) == os.path.realpath(file)
     return spec.origin is None and _places(spec) == list(getattr(module, "__path__", ()))
@@ -93,7 +107,9 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _top_level(name: str) -> ModuleSpec | None:
-    spec = PathFinder.find_spec(name)
+    # By full paths: the finder that Python keeps for a relative entry stays where it was made.
+    entries = [os.path.join(_cwd(), entry) for entry in sys.path if isinstance(entry, str)]
+    spec = PathFinder.find_spec(name, [entry for entry in entries if os.path.isabs(entry)])
     if spec is not None:
         return spec
     for finder in sys.meta_path:  # editable installs: site puts their finders into every interpreter, the worker's too

@@ -5,14 +5,17 @@ binds it.
 Messages and payloads must be given to an importer in the order in which they came through the pipe.
 """
 
+import contextlib
 import functools
 import importlib
 import io
 import marshal
 import pickle
 import sys
+import typing
+from _thread import get_ident  # `threading` costs every worker memory
 from abc import ABCMeta
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -44,6 +47,9 @@ OWN = frozenset(
 )
 """What every module has for itself; no value of the user's."""
 
+_IMMUTABLE = 1 << 8
+"""Among a class's flags: it is one of C's, which cannot be changed."""
+
 # What the host's own process has no name for; an importer that lives there (the inline engine's) looks here.
 unnamed: "WeakValueDictionary[str, Any]" = WeakValueDictionary()
 detached: dict[str, dict[str, Any]] = {}
@@ -56,7 +62,8 @@ class Importer:
         self._home = home
         self._codes: dict[int, CodeType] = {}
         self._mirrors: dict[str, ModuleType] = {}
-        self._made: dict[tuple[str, str], Any] = {}
+        self._made: dict[str, dict[str, Any]] = {}
+        self._forgotten: WeakValueDictionary[tuple[str, str], Any] | None = None  # most workers need none
         if not home:
             self._mirror("__main__", "__main__", {})
 
@@ -68,16 +75,30 @@ class Importer:
             self._codes.pop(message.id, None)
 
     def define(self, message: Define) -> None:
+        """Empty value: the host will not name this one any more, unless it sends it again."""
         if self._home:
             return
-        value = self.load(message.value)
+        if not message.value:
+            return self._forget(message.module, message.name)
+        living = self._forgotten.pop((message.module, message.name), None) if self._forgotten else None
+        value = self.load(message.value) if living is None else living
         if message.name == HEADER:
             self._mirror(message.module, value.pop("__name__"), value)
         elif not message.name.endswith(REST):
-            self._made[message.module, message.name] = value
+            self._made.setdefault(message.module, {})[message.name] = value
             mirror = self._mirrors.get(message.module)
             if mirror is not None and message.name.isidentifier():
                 mirror.__dict__[message.name] = value
+
+    def _forget(self, module: str, name: str) -> None:
+        """Functions keep their globals. A class that something still holds is the same when it is sent again."""
+        if name == HEADER:
+            self._mirrors.pop(module, None)
+            self._made.pop(module, None)
+        elif isinstance(made := self._made.get(module, {}).pop(name, None), type):
+            if self._forgotten is None:
+                self._forgotten = WeakValueDictionary()
+            self._forgotten[module, name] = made
 
     def load(self, data: bytes) -> Any:
         """Raises whatever the import of a user's module, or the making of a user's object, raises."""
@@ -104,7 +125,7 @@ class Importer:
         if self._home and name in unnamed:
             return unnamed[name]
         owner, _, attribute = name.rpartition(".")
-        made = self._made.get((module, name), self)
+        made = self._made.get(module, {}).get(name, self)
         if made is not self:
             return made
         if owner:
@@ -202,13 +223,42 @@ def bare_class(
     """Past the metaclass's own ``__new__``: what that did to the class is part of what fills it. ``number`` makes the
     bytes of a class defined anew different from those of its forerunner."""
     maker = ABCMeta if issubclass(meta, ABCMeta) else type  # which has something of its own in C
-    made: type = maker.__new__(meta, name, bases, namespace)
-    return made
+    try:
+        return cast("type", maker.__new__(meta, name, bases, namespace))
+    except Exception:  # a base's `__init_subclass__` wants keywords, or what the class does not have yet
+        with _hooks_off(bases):
+            return cast("type", maker.__new__(meta, name, bases, namespace))
+
+
+@contextlib.contextmanager
+def _hooks_off(bases: tuple[type, ...]) -> Iterator[None]:
+    """No ``__init_subclass__`` of theirs runs in this thread. Python has no word for that, so they are replaced for a
+    moment; in other threads, where bodies make classes, the replaced ones do what they did."""
+    here = get_ident()
+
+    def quiet(hook: Any) -> Any:
+        def init_subclass(cls: type, /, **keywords: Any) -> None:
+            if get_ident() != here:
+                hook.__get__(None, cls)(**keywords)
+
+        return classmethod(init_subclass)
+
+    owners = [owner for base in bases for owner in base.__mro__ if not owner.__flags__ & _IMMUTABLE]
+    hooks = [(owner, vars(owner)["__init_subclass__"]) for owner in owners if "__init_subclass__" in vars(owner)]
+    try:
+        for owner, hook in hooks:
+            type.__setattr__(owner, "__init_subclass__", quiet(hook))
+        yield
+    finally:
+        for owner, hook in hooks:
+            type.__setattr__(owner, "__init_subclass__", hook)
 
 
 def fill_class(importer: Importer, made: type, attributes: dict[str, Any], registered: list[type]) -> None:
     for name, value in attributes.items():
         type.__setattr__(made, name, value)
+        if type(value) is property:
+            value.__set_name__(made, name)  # type: ignore[attr-defined]  # the stubs do not know it
     for other in registered:
         ABCMeta.register(cast("ABCMeta", made), other)
 
@@ -262,10 +312,39 @@ def cached_property(importer: Importer, wrapped: Callable[[Any], Any], name: str
     return made
 
 
+def type_variable(
+    importer: Importer, kind: Callable[..., Any], module: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """``kind``: also of ``ParamSpec`` and ``TypeVarTuple``."""
+    made = kind(*arguments, **options)
+    made.__module__ = module
+    return made
+
+
+def type_alias(importer: Importer, module: str, name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    """Its module is that of the text that makes it, for ever."""
+    scope = {"__name__": module, "name": name, "value": value, "parameters": parameters, "typing": typing}
+    return eval("typing.TypeAliasType(name, value, type_params=parameters)", scope)
+
+
+def lazy_type_alias(importer: Importer, module: str, name: str, parameters: list[str], box: list[Any]) -> Any:
+    """``box`` may be filled later; it stays empty where the host could not tell what the alias means."""
+
+    def value() -> Any:
+        if box:
+            return box[0]
+        raise NameError(f"the type alias {name} could not be evaluated where it was defined")
+
+    scope: dict[str, Any] = {"__name__": module, "what_it_means": value}
+    generic = f"[{', '.join(parameters)}]" if parameters else ""
+    exec(f"type {name}{generic} = what_it_means()", scope)
+    return scope[name]
+
+
 BUILDERS: dict[str, Callable[..., Any]] = {
     builder.__name__: builder
     for builder in (
         named, imported, module, cell, function, fill, bare_class, fill_class, member, fill_member,
-        dispatcher, fill_dispatcher, chooser, cache, cached_property,
+        dispatcher, fill_dispatcher, chooser, cache, cached_property, type_variable, type_alias, lazy_type_alias,
     )
 }  # fmt: skip

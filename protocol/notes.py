@@ -29,6 +29,7 @@ class Notes:
     def begin(self, subject: type | FunctionType | None) -> None:
         self.subject = subject
         self.cells: set[int] = set()
+        self.boxes: dict[int, list[Any]] = {}
         self._codes: dict[int, Code] = {}
         self._headers: dict[str, Define] = {}
         self._links: dict[int, Any] = {}

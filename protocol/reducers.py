@@ -35,7 +35,7 @@ from caravela.errors import NotPortable
 
 from . import mirror
 from .codes import ByIdentity, numbers
-from .importable import importable, located
+from .importable import held, importable, located
 from .notes import Notes
 from .stays import why_it_stays
 
@@ -49,6 +49,8 @@ _SENTINELS = {
     if name in vars(dataclasses)
 }
 _UNNAMED_TYPES = {kind: name for name, kind in vars(types).items() if isinstance(kind, type) and located(kind) is None}
+_VARIANCE = ("covariant", "contravariant", *(("infer_variance",) if sys.version_info >= (3, 12) else ()))
+_NO_DEFAULT = getattr(typing, "NoDefault", None)  # since 3.13
 _numbers: ByIdentity[int] = ByIdentity()
 _MADE_BY_TYPE = {
     "__dict__",
@@ -146,8 +148,8 @@ def _function_state(value: FunctionType) -> tuple[tuple[tuple[Any, ...], ...], d
     for name, standard in (("__name__", code.co_name), ("__qualname__", code.co_qualname)):
         if getattr(value, name) != standard:
             attributes[name] = getattr(value, name)
-    for name in ("__defaults__", "__kwdefaults__", "__annotations__"):
-        if getattr(value, name):
+    for name in ("__defaults__", "__kwdefaults__", "__annotations__", "__type_params__"):
+        if getattr(value, name, None):
             attributes[name] = getattr(value, name)
     if value.__module__ != value.__globals__.get("__name__"):
         attributes["__module__"] = value.__module__
@@ -257,18 +259,51 @@ def _member(value: Any) -> Any:
     return mirror.member, (type(value), base, arguments), dict(value.__dict__), None, None, mirror.fill_member
 
 
+def _stands(value: Any) -> bool:
+    """What pickle takes by its name is found under it, also in the worker. Type variables of ``def f[T]`` say that
+    they were of ``typing``."""
+    return importable(value.__module__) and held(value.__module__, value.__name__) is value
+
+
 def _type_variable(notes: Notes, value: Any) -> Any:
-    if importable(value.__module__):
+    if _stands(value):
         return NotImplemented
-    variance = {"covariant": value.__covariant__, "contravariant": value.__contravariant__}
-    return functools.partial(typing.TypeVar, bound=value.__bound__, **variance), (
-        value.__name__,
-        *value.__constraints__,
-    )
+    options: dict[str, Any] = {name: True for name in _VARIANCE if getattr(value, f"__{name}__", False)}
+    if (bound := _evaluated(value, "__bound__", None)) is not None:
+        options["bound"] = bound
+    if _NO_DEFAULT is not None and (default := _evaluated(value, "__default__", _NO_DEFAULT)) is not _NO_DEFAULT:
+        options["default"] = default
+    names = value.__name__, *_evaluated(value, "__constraints__", ())
+    return mirror.type_variable, (type(value), value.__module__, names, options)
+
+
+def _type_alias(notes: Notes, value: Any) -> Any:
+    if _stands(value):
+        return NotImplemented
+    names, parameters = (value.__module__, value.__name__), value.__type_params__
+    box = notes.boxes.get(id(value))
+    if box is None:
+        box = notes.boxes[id(value)] = []
+        if (meaning := _evaluated(value, "__value__", box)) is not box:
+            box.append(meaning)
+        if box and parameters:
+            return mirror.type_alias, (*names, meaning, parameters)
+    # ``type Tree = list[Tree]``: what it means stands in a list, which pickle knows before that is filled. With
+    # parameters, those of ``type Tree[T] = list[Tree[T]]`` are then others than the ones that it means.
+    signs = {typing.TypeVarTuple: "*", typing.ParamSpec: "**"}
+    return mirror.lazy_type_alias, (*names, [signs.get(type(it), "") + it.__name__ for it in parameters], box)
+
+
+def _evaluated(value: Any, name: str, otherwise: Any) -> Any:
+    """``otherwise`` for what has no such attribute, and for a lazy one that names what only a type checker sees."""
+    try:
+        return getattr(value, name)
+    except (AttributeError, NameError):
+        return otherwise
 
 
 def _new_type(notes: Notes, value: Any) -> Any:
-    return NotImplemented if importable(value.__module__) else (typing.NewType, (value.__name__, value.__supertype__))
+    return NotImplemented if _stands(value) else (typing.NewType, (value.__name__, value.__supertype__))
 
 
 _REDUCERS: dict[type, Callable[[Notes, Any], Any]] = {
@@ -290,9 +325,14 @@ _REDUCERS: dict[type, Callable[[Notes, Any], Any]] = {
     classmethod: lambda notes, value: (classmethod, (value.__func__,)),
     property: lambda notes, value: (property, (value.fget, value.fset, value.fdel, value.__doc__)),
     MappingProxyType: lambda notes, value: (MappingProxyType, (dict(value),)),
-    typing.TypeVar: _type_variable,
     typing.NewType: _new_type,
 }
+_REDUCERS |= dict.fromkeys((typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple), _type_variable)
+_REDUCERS |= dict.fromkeys(
+    (typing.ParamSpecArgs, typing.ParamSpecKwargs), lambda notes, value: (type(value), (value.__origin__,))
+)
+if "TypeAliasType" in vars(typing):  # since 3.12
+    _REDUCERS[vars(typing)["TypeAliasType"]] = _type_alias
 _REDUCERS |= dict.fromkeys((type(threading.Lock()), type(threading.RLock()), GeneratorType, CoroutineType), _refused)
 _REDUCERS |= dict.fromkeys((io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom), _refused)
 _REDUCERS |= dict.fromkeys((io.TextIOWrapper, FrameType, TracebackType), _refused)

@@ -4,7 +4,8 @@ A process counts as the test's when it began during the test and
 
 - is a child of this one, or
 - carries this session's token in its environment, as do all that were exec'ed from here, whoever is the parent now, or
-- is a fork of this one that lost its parent: same command line and environment, under a parent that has not both.
+- is a fork of this one that lost its parent: same command line, environment and ``auxv`` (where the kernel put things
+  at the exec: another session of the same words has another one), under a parent that has not all of them.
 
 What is on its way out gets a second. Then the test fails, and the processes are killed: the next test starts clean.
 
@@ -157,6 +158,7 @@ class Process:
     state: str
     command: bytes
     environment: bytes
+    exec: bytes
 
     @classmethod
     def read(cls, pid: int) -> "Process | None":
@@ -165,7 +167,7 @@ class Process:
             return None  # gone meanwhile
         # The name may hold spaces and brackets; what follows its last bracket does not.
         state, parent = stat.rpartition(")")[2].split()[:2]
-        return cls(pid, int(parent), state, content(pid, "cmdline"), content(pid, "environ"))
+        return cls(pid, int(parent), state, content(pid, "cmdline"), content(pid, "environ"), content(pid, "auxv"))
 
     def __str__(self) -> str:
         command = self.command.replace(b"\0", b" ").decode(errors="replace").strip()
@@ -173,7 +175,7 @@ class Process:
         return f"{self.pid} of parent {self.parent}{zombie}: {command[:200] or 'no command line'}"
 
     def is_fork_of(self, other: "Process") -> bool:
-        return self.command == other.command and self.environment == other.environment
+        return (self.command, self.environment, self.exec) == (other.command, other.environment, other.exec)
 
     def is_ours(self) -> bool:
         if self.parent == US.pid or TOKEN.encode() in self.environment:

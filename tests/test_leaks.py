@@ -106,20 +106,34 @@ def test_last(tidy, leaky):
 """
 
 
+BESIDE = """
+from pathlib import Path
+
+def test_ends_while_another_session_runs():
+    me = "second" if Path("first").exists() else "first"
+    Path(me).touch()
+    Path("began").write_text(me)
+    Path(f"go {me}").read_text()
+"""
+
+
 def run_inside(folder: Path, program: str, *args: str) -> "subprocess.CompletedProcess[str]":
+    with inside(folder, program, *args) as running:
+        out, _ = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.returncode, out)
+
+
+def inside(folder: Path, program: str, *args: str) -> "subprocess.Popen[str]":
     conftest = Path(__file__).with_name("conftest.py").read_text()
     (folder / "conftest.py").write_text(conftest.replace("GRACE = 1.0", "GRACE = 0.2"))
     (folder / "test_leaky.py").write_text(program)
     options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-rE", "-o", "faulthandler_timeout=18", *args]
-    # Another environment than ours, or the forks of the inner pytest would look like forks of the outer one.
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, str(folder)],
         cwd=folder,
-        env=os.environ | {"INNER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
 
 
@@ -158,3 +172,19 @@ def test_a_tidy_run_is_not_blamed(tmp_path: Path, body: str, code: int) -> None:
     done = run_inside(tmp_path, program, "-x")  # with it, fixtures end outside of any test
     assert done.returncode == code, done.stdout
     assert "left behind" not in done.stdout
+
+
+def test_another_session_of_the_same_words_is_left_alone(tmp_path: Path) -> None:
+    for name in ("began", "go first", "go second"):
+        os.mkfifo(tmp_path / name)
+    with inside(tmp_path, BESIDE) as first:
+        assert (tmp_path / "began").read_text() == "first"  # it waits in its test, with "go first"
+        with inside(tmp_path, BESIDE) as second:
+            assert (tmp_path / "began").read_text() == "second"
+            (tmp_path / "go first").write_text("")
+            out, _ = first.communicate()
+            assert first.returncode == 0, out
+            assert second.poll() is None
+            (tmp_path / "go second").write_text("")
+            out, _ = second.communicate()
+    assert second.returncode == 0, out

@@ -42,6 +42,8 @@ if what == "-c":
     if "ensurepip" in lacks:
         sys.modules["ensurepip"] = None
     sys.argv = ["-c", *rest]
+    if not flags:
+        sys.path.insert(0, os.getcwd())  # as a Python without -P, which this one has, looks for modules there first
     exec(name, {"__name__": "__main__"})
     sys.exit()
 
@@ -235,6 +237,15 @@ def test_pip_is_left_its_own_configuration(clone: Clone) -> None:
     assert clone.run("setup", **theirs).returncode == 0
     pip = clone.noted()[-1]
     assert (pip["pip"], pip["cwd"]) == (theirs, "/")  # a relative path among them means what it meant
+
+
+def test_no_module_of_the_callers_folder_is_run(clone: Clone, tmp_path: Path) -> None:
+    clone.python("python3")
+    for name in ("fcntl", "hashlib", "ensurepip", "os", "sys"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run by the set-up')")
+    command, env = [clone.root / "scripts/setup"], clone.environment({})
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=15, check=False)
+    assert (done.returncode, clone.asked()) == (0, [venv(), install()]), done.stderr
 
 
 @pytest.mark.parametrize("lacks", ["ensurepip", "venv"])

@@ -3,8 +3,6 @@
 import os
 import select
 import stat
-from collections import deque
-from itertools import islice
 from typing import Final
 
 from ..protocol.codec import Decoder, encode
@@ -35,6 +33,9 @@ class Pipe:
     """Frames in and out. ``halt``, if given, is an fd that becomes readable when the worker must end at once.
 
     ``born``: the generation (see :mod:`.clones`) to which they belong; no fork may touch them.
+
+    A signal handler of the user's may raise after any call of a function, and the worker then still says why it ends.
+    So what is written is noted by the same call in C, and taken over by plain stores: no byte is sent twice.
     """
 
     def __init__(self, reads: int, writes: int, decoder: Decoder, halt: int | None = None) -> None:
@@ -45,7 +46,11 @@ class Pipe:
         os.set_blocking(reads, False)
         os.set_blocking(writes, False)
         self._decoder = decoder
-        self._out: deque[bytes | memoryview] = deque()
+        self._out: list[bytes] = []
+        self._at = 0
+        """Bytes of the first that are written."""
+        self._news: list[int] = []
+        """Bytes written beyond ``_at``."""
         self.unsent = 0
         """Bytes."""
 
@@ -60,9 +65,11 @@ class Pipe:
         """
         try:
             data = os.read(self.reads, READ)
-        except BlockingIOError:
-            return []
         except OSError as error:
+            if _is_a_handlers(error):
+                raise
+            if isinstance(error, BlockingIOError):
+                return []
             raise OSError(TORN) from error
         if not data:
             raise HostGone if stat.S_ISFIFO(os.fstat(self.reads).st_mode) else OSError(TORN)
@@ -77,24 +84,34 @@ class Pipe:
 
     def flush(self) -> None:
         """As much as the pipe takes now. Raises ``HostGone``, ``OSError`` (``TORN``)."""
-        if self._out:
-            clones.came_back(self.born)
+        if not self._out:
+            return
+        clones.came_back(self.born)
+        self._settle()
         while self._out:
+            frames: list[bytes | memoryview] = [memoryview(self._out[0])[self._at :], *self._out[1:_AT_ONCE]]
             try:
-                written = os.writev(self.writes, list(islice(self._out, _AT_ONCE)))
-            except BlockingIOError:
-                return
-            except BrokenPipeError:
-                raise HostGone from None
+                self._news.extend(map(os.writev, (self.writes,), (frames,)))
             except OSError as error:
+                if _is_a_handlers(error):
+                    raise
+                if isinstance(error, BlockingIOError):
+                    return
+                if isinstance(error, BrokenPipeError):
+                    raise HostGone from None
                 raise OSError(TORN) from error
-            self.unsent -= written
-            while written:
-                first = self._out.popleft()
-                if written < len(first):
-                    self._out.appendleft(memoryview(first)[written:])
-                    break
-                written -= len(first)
+            self._settle()
+
+    def _settle(self) -> None:
+        """What was written since the last time."""
+        written = sum(self._news)
+        at, whole = self._at + written, 0
+        while whole < len(self._out) and at >= len(self._out[whole]):
+            at -= len(self._out[whole])
+            whole += 1
+        unsent = self.unsent - written
+        del self._out[:whole]
+        self._at, self._news, self.unsent = at, [], unsent
 
     def cry(self, message: ToSupervisor) -> bool:
         """The last frame of a process that ends, from any thread; False where it cannot be written."""
@@ -127,3 +144,8 @@ class Pipe:
             poll.register(self.halt, select.POLLIN)
         if any(ready == self.halt for ready, _ in poll.poll()):
             raise Halted
+
+
+def _is_a_handlers(error: OSError) -> bool:
+    """Raised by a signal handler of the user's amid a system call: it has a frame of its own, what is in C has none."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None

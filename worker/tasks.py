@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class _Job:
     """One body under way; the loop's thread, a body thread and the event loop's all look at it."""
 
-    __slots__ = ("awaits", "begun", "cancelled", "done", "events", "task", "thread", "value")
+    __slots__ = ("awaits", "cancelled", "done", "events", "task", "thread", "value")
 
     def __init__(self, task: StartTask) -> None:
         self.task = task
@@ -43,7 +43,7 @@ class _Job:
         self.thread: BodyThread | None = None
         self.events: EventThread | None = None
         self.awaits: asyncio.Task[None] | None = None
-        self.begun = False
+        """From its first step on."""
         self.value: Awaitable[Any] | None = None
         """What a call returned and nobody awaits yet."""
 
@@ -131,13 +131,13 @@ class TaskRunner:
             if thread not in busy:
                 thread.join()
         with self._open:
+            with suppress(OSError):  # a body closed it
+                if self._is_ours():
+                    os.close(self._wake)
+            self._wake = -1
             loops = [*self._past, *([self._events] if self._events else [])]
         for events in loops:
             events.stop()
-        with self._open, suppress(OSError):
-            number, self._wake, ours = self._wake, -1, self._is_ours()
-            if ours:
-                os.close(number)
 
     # ------------------------------------------------------------------ on threads
 
@@ -190,6 +190,8 @@ class TaskRunner:
         job.value = value
         try:
             with self._open:
+                if self._wake < 0:
+                    raise RuntimeError("the flow is gone")  # who would end another event loop?
                 events = self._events
                 if events is None:
                     from .threads import EventThread
@@ -198,18 +200,19 @@ class TaskRunner:
                     events.start()
                     self._events = events
                 job.events = events
-        except RuntimeError as error:  # the system has no more threads
+                events.call(partial(self._begin, job, events))  # before anybody stops it
+        except RuntimeError as error:  # that, or the system has no more threads
             self._finish(job, _raised(error, job))
-        else:
-            events.call(partial(self._begin, job, events))
 
     def _begin(self, job: _Job, events: "EventThread") -> None:
         assert events.loop
-        job.awaits = events.loop.create_task(self._body(job))
+        events.loop.create_task(self._body(job))
 
     async def _body(self, job: _Job) -> None:
+        import asyncio
+
         _current.set(job)
-        job.begun = True
+        job.awaits = asyncio.current_task()  # in here, for an eager one is not yet returned to who made it
         value, job.value = job.value, None
         if job.cancelled:
             _cancel(job)
@@ -267,7 +270,7 @@ class TaskRunner:
 
 def _cancel(job: _Job) -> None:
     """On the event loop. A task cancelled before it began would end without a word."""
-    if job.begun and job.awaits:
+    if job.awaits:
         job.awaits.cancel()
 
 

@@ -50,12 +50,15 @@ BRANCHES_GONE_WITHIN: Final = 0.5
 """Seconds that branches have, after the end of file, to kill and reap their workers; then they are killed."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_CLOSE_RANGE: Final = 436  # on every architecture
 _LAST_FD: Final = 2**31 - 1
 
 _POOL: Final = 16 * 2**10
 _POOL_HEADER: Final = 48
+_IN_A_ROW: Final = 6
 _HOLES: Final = 64 * 2**10
-"""Bytes that are filled of one size at most. Found: 27 KiB of one size, 270 KiB of all."""
+"""Bytes that are filled of one size at most. Found in a root zygote of Python 3.11: 27 KiB of one size, 270 KiB of
+all."""
 
 _fillings: Final[list[bytes]] = []
 
@@ -63,10 +66,12 @@ Run = Callable[[int, int, int], int]
 """Reads messages, writes messages, status page → exit code."""
 
 # In each worker the enumerations of `signal.signal` would copy thirty pages, to look up `prctl` twenty: hence
-# `_set_disposition` with bare numbers, and the look-up here once.
+# `_set_disposition` with bare numbers, and the look-ups here once.
 _SIGINT, _SIG_DFL = int(signal.SIGINT), int(signal.SIG_DFL)
 _prctl = ctypes.PyDLL(None).prctl
 _prctl.argtypes = ctypes.c_int, ctypes.c_ulong
+_syscall = ctypes.PyDLL(None).syscall
+_syscall.argtypes = (ctypes.c_long,) * 4
 
 _exit = os._exit  # also where a worker has put something else in its place
 
@@ -94,16 +99,26 @@ def _freeze() -> None:
 def _fill_the_holes() -> None:
     """What a worker makes then lies on pages of its own, close together, not scattered over shared ones.
 
-    CPython's allocator takes small objects of one size from pools of 16 KiB, whose first 48 bytes are a header; the
-    first object of a fresh pool says that the others are full. Under another allocator nothing is gained.
+    CPython's allocator takes small objects of one size from pools of 16 KiB, whose first 48 bytes are a header. Where
+    several stand in a row from its beginning, the pool is a fresh one: the others are full. Under another allocator
+    nothing is gained.
     """
     empty = sys.getsizeof(b"")
     for size in range(48, 512 + 1, 16):
+        row: list[bytes] = []
         for _ in range(_HOLES // size):
             block = bytes(size - empty)
-            if id(block) % _POOL == _POOL_HEADER:
+            if id(block) % _POOL != _POOL_HEADER + len(row) * size:
+                _fillings.extend(row)
+                row.clear()
+            if row or id(block) % _POOL == _POOL_HEADER:
+                row.append(block)
+            else:
+                _fillings.append(block)
+            if len(row) == _IN_A_ROW:
                 break
-            _fillings.append(block)
+        else:
+            _fillings.extend(row)
 
 
 def _leave_the_host(control: int) -> None:
@@ -140,11 +155,20 @@ def _reset_signals() -> None:
 
 
 def _close_all_but(kept: Iterable[int]) -> None:
+    """By the system's own call: where Python has it not, ``os.closerange`` tries each number there can be."""
     low = 3
-    for fd in sorted(kept):
-        os.closerange(low, fd)
+    for fd in (*sorted(kept), _LAST_FD):
+        if low < fd and _syscall(_CLOSE_RANGE, low, fd - 1, 0):
+            _close_one_by_one(low, fd)
         low = fd + 1
-    os.closerange(low, _LAST_FD)
+
+
+def _close_one_by_one(low: int, high: int) -> None:
+    """Linux before 5.9 has no ``close_range``, and some containers refuse it."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if low <= fd < high:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(fd)
 
 
 class Zygote:
@@ -201,18 +225,21 @@ class Zygote:
             return
         if pid == 0:
             _live(self._become_worker if kind == LAUNCH else self._become_branch, fds)
+        pidfd = -1
         try:
             pidfd = os.pidfd_open(pid)  # only this thread reaps: the pid is still the child's
-        except OSError as error:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            self._send([LAUNCH_FAILED, key, f"pidfd_open: {error.strerror}"])
+            self._epoll.register(pidfd, select.EPOLLIN)
+            self._send([LAUNCHED, key, pid], pidfd)
+        except OSError as error:  # no fds or watches left, too many on their way; if the host is gone, so says `_send`
+            kill(pid, signal.SIGKILL)
+            reap(pid)
+            if pidfd >= 0:
+                os.close(pidfd)
+            self._send([LAUNCH_FAILED, key, f"its pidfd: {error.strerror}"])
             return
         self._children[pidfd] = key, pid
         if kind == BRANCH:
             self._branches.add(pidfd)
-        self._epoll.register(pidfd, select.EPOLLIN)
-        self._send([LAUNCHED, key, pid], pidfd)
 
     def _become_worker(self, fds: list[int]) -> int:
         self._leave_the_zygote(fds)
@@ -224,10 +251,10 @@ class Zygote:
         self._leave_the_zygote(fds)
         control, setting = fds
         with open(setting, "rb") as file:
-            modules, environment = msgpack.unpackb(file.read())
+            modules, environment = msgpack.unpackb(file.read(), unicode_errors="surrogatepass")
         with socket.socket(fileno=control) as host:
             if why := preload(modules, environment):
-                host.send(msgpack.packb([UNSUITABLE, why[: PACKET // 8]]))
+                host.send(_packed([UNSUITABLE, why[: PACKET // 8]]))
                 return exits.ENDED
             _flush()  # half a line would come out of every worker
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -273,7 +300,11 @@ class Zygote:
         self._epoll.close()
 
     def _send(self, packet: list[Any], *fds: int) -> None:
-        self._host.sendmsg([msgpack.packb(packet)], rights(fds))
+        self._host.sendmsg([_packed(packet)], rights(fds))
+
+
+def _packed(packet: list[Any]) -> bytes:
+    return msgpack.packb(packet, unicode_errors="backslashreplace")  # a reason may name a file whose name is no text
 
 
 def _live(life: Callable[[list[int]], int], fds: list[int]) -> NoReturn:
@@ -312,9 +343,12 @@ def _arm_parent_death_signal(parent: int) -> None:
 def _reseed() -> None:
     """Workers must not draw the same numbers. ``random`` reseeds itself after a fork; these two do not.
 
-    NumPy itself loads ``numpy.random`` late; and what goes by these names may be somebody's stub.
+    NumPy itself loads ``numpy.random`` late; and what goes by these names may be somebody's stub, which raises.
     """
     for name in ("numpy.random", "torch"):
-        seed = getattr(sys.modules.get(name), "seed", None)
-        if callable(seed):
-            seed()
+        try:
+            seed = getattr(sys.modules.get(name), "seed", None)
+            if callable(seed):
+                seed()
+        except Exception:
+            pass

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from functools import partial
@@ -29,6 +30,9 @@ CLOSED_WITHIN: Final = 1.0
 
 GONE_WITHIN: Final = 2.0
 """Seconds that ``close`` waits for what it has killed: it is gone at once, unless the system holds it."""
+
+EXEC_FAILED: Final = "exit code 255"
+"""How a zygote ends that never began: the helper that executes it says no more."""
 
 ZYGOTES: Final = 3
 """So many in a row may die before they say hello."""
@@ -152,8 +156,8 @@ class ProcessEngine:
     def _start_zygote(self) -> None:
         try:
             self._zygote = zygote = spawn(self._nofile, self._worker, self._queue)
-        except OSError as error:
-            self._failed_to_start(f"the zygote cannot be started: {error}")
+        except Exception as error:  # it imports multiprocess, which imports dill: whichever of that name is found
+            self._failed_to_start(f"the zygote cannot be started: {type(error).__name__}: {error}")
             return
         self._loop.watch(zygote.control.fileno(), partial(self._receive, zygote))
         self._loop.watch(zygote.death, partial(self._zygote_died, zygote))
@@ -199,6 +203,8 @@ class ProcessEngine:
         if zygote.control_open:
             self._lose(zygote)
         why = zygote.reap()
+        if why == EXEC_FAILED:
+            why += f": {sys.executable} cannot be executed"
         if zygote in self._dying:
             self._dying.remove(zygote)
         self._loop.unwatch(zygote.death, close=True)

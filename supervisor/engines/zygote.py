@@ -5,6 +5,7 @@ A *branch* is a zygote that the first one, the root, has forked, and that has im
 
 import contextlib
 import fcntl
+import marshal
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -141,15 +142,35 @@ def branch(key: int, plan: Plan) -> tuple[Branch, Request]:
         ours, theirs = with_enough_fds(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         undo.enter_context(ours)
         with theirs:
-            said = with_enough_fds(lambda: os.memfd_create("setting", os.MFD_CLOEXEC))
-            undo.callback(os.close, said)
-            with open(said, "wb", closefd=False) as file:
-                file.write(msgpack.packb([plan.setting.modules, plan.setting.environment]))
-            os.lseek(said, 0, os.SEEK_SET)
+            setting = [plan.setting.modules, plan.setting.environment]
+            said = _written_down("setting", msgpack.packb(setting, unicode_errors="surrogatepass"))
             ours.setblocking(False)
             undo.pop_all()
             asks = Request(wire.BRANCH, key, (theirs.detach(), said))
             return Branch(ours, -1, plan.queue, plan=plan, key=key), asks
+
+
+def _written_down(what: str, data: bytes) -> int:
+    """A file in memory with its position at the beginning."""
+    fd = with_enough_fds(lambda: os.memfd_create(what, os.MFD_CLOEXEC))
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+_ZYGOTE: Final = """\
+import sys, marshal
+with open({said}, "rb") as file:
+    sys.path[:], sys.argv[:] = marshal.load(file)
+from {module} import main
+main({control}, {nofile}, {worker!r})
+"""
+"""What its Python executes. Path and arguments are read, since a command line has a limit and an encoding."""
 
 
 def spawn(nofile: int, worker: str, queue: deque[Request]) -> Zygote:
@@ -162,34 +183,43 @@ def spawn(nofile: int, worker: str, queue: deque[Request]) -> Zygote:
     # Brings dill, 40 ms; a worker that imports a module with a Supervisor in it never comes here.
     from multiprocess import util
 
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as for_it:
+        ours, theirs = with_enough_fds(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         undo.enter_context(ours)
-        ours.setblocking(False)
-        control = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 3)  # a host without stdin may have given it the number 0
-        undo.callback(os.close, control)
-        code = (
-            f"import sys; sys.path[:] = {[entry for entry in sys.path if isinstance(entry, str)]!r}; "
-            f"sys.argv[:] = {list(map(str, sys.argv))!r}; "
-            f"from {process.__name__} import main; main({control}, {nofile}, {worker!r})"
-        )
-        flags = util._args_from_interpreter_flags()
+        with theirs:
+            ours.setblocking(False)
+            control = _inheritable(theirs.fileno(), for_it)
+        path = [str(entry) for entry in sys.path if isinstance(entry, str)]
+        written = _written_down("path and argv", marshal.dumps([path, list(map(str, sys.argv))]))
+        try:
+            said = _inheritable(written, for_it)
+        finally:
+            os.close(written)
+        code = _ZYGOTE.format(said=said, module=process.__name__, control=control, nofile=nofile, worker=worker)
+        command = [sys.executable, *util._args_from_interpreter_flags(), "-c", code]
         # It begins in the host's group: a Ctrl-C must find it deaf before it can say so itself.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         try:
-            pid = util.spawnv_passfds(os.fsencode(sys.executable), [sys.executable, *flags, "-c", code], [control])
+            executable = os.fsencode(sys.executable)
+            pid = with_enough_fds(lambda: util.spawnv_passfds(executable, command, [control, said]))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         try:
-            zygote = Zygote(ours, os.pidfd_open(pid), queue)
+            zygote = Zygote(ours, with_enough_fds(lambda: os.pidfd_open(pid)), queue)
         except OSError:  # no fd left: without our end it finds the end of file and goes
             ours.close()
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
             raise
         undo.pop_all()
-        os.close(control)
         return zygote
+
+
+def _inheritable(fd: int, until: contextlib.ExitStack) -> int:
+    """A duplicate that can keep its number: a host without stdin may have given ``fd`` the number 0."""
+    made = with_enough_fds(lambda: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    until.callback(os.close, made)
+    return made
 
 
 def close_fd(fd: int) -> None:

@@ -35,6 +35,7 @@ from caravela import (
     set_state,
     wait_until,
 )
+from caravela.protocol import functions
 from caravela.supervisor import restarts
 from caravela.supervisor.events import Event
 
@@ -399,6 +400,34 @@ def test_what_was_written_and_not_applied_is_lost(
     assert handle.get_state() == {"n": 0, "items": []}
     handle.signal(kill)
     assert history.until(FlowRestarted)[-1].lost_signals == 1
+
+
+def adding(n: int) -> Callable[[State], State]:
+    """It names a class of its own, which the worker keeps for a while."""
+
+    class Step:
+        by = n
+
+    return lambda state: state | {"n": state["n"] + Step.by}
+
+
+@PROCESS
+def test_a_restarted_worker_gets_what_the_one_before_it_had_and_had_forgotten(
+    supervisor: Supervisor, history: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 2)
+    handle = supervisor.start(idle)
+    steps = [adding(n) for n in range(1, 5)]
+    for _ in range(3):
+        for step in steps:
+            handle.signal(step)
+    assert handle.get_state()["n"] == 30
+    assert handle.pid
+    os.kill(handle.pid, signal.SIGKILL)
+    history.until(FlowRestarted)
+    for step in (*reversed(steps), *steps):
+        handle.signal(step)
+    assert handle.get_state()["n"] == 20
 
 
 @PROCESS

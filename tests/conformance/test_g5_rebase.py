@@ -32,6 +32,7 @@ from caravela import (
     set_state,
     wait_until,
 )
+from caravela.protocol import functions
 
 Gates = Callable[..., Any]
 
@@ -72,6 +73,26 @@ def test_a_replay_finds_the_arguments_as_they_came(supervisor: Supervisor, gate:
     gate().open()
     handle.signal(put, "done", True)
     assert handle.result(SOON)["items"] == ["body", "a", "b"]
+
+
+def test_a_replay_finds_what_the_worker_was_told_to_forget(
+    supervisor: Supervisor, gate: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adding(item: int) -> Callable[[State], State]:
+        class Step:
+            adds = item
+
+        return lambda state: append(state, Step.adds)
+
+    monkeypatch.setattr(functions, "NUMBERED", 1)
+    handle = start(supervisor, gate, run(append_body))
+    steps = [adding(n) for n in range(3)]  # inline, the classes are the host's own: it must keep them
+    for step in steps:
+        handle.signal(step)
+    assert handle.get_state()["items"] == [0, 1, 2]
+    gate().open()
+    handle.signal(put, "done", True)
+    assert handle.result(SOON)["items"] == ["body", 0, 1, 2]
 
 
 def test_an_imported_flow_works_alike(supervisor: Supervisor, gate: Gates) -> None:

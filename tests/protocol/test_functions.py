@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import types
+import typing
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,10 @@ import pytest
 
 from caravela.errors import LimitExceeded, NotPortable
 from caravela.flows.outcomes import Ok
-from caravela.protocol import functions, payload
+from caravela.protocol import functions, mirror, payload
 from caravela.protocol.codes import known
 from caravela.protocol.functions import Held, Portable, export
+from caravela.protocol.homes import name_of
 from caravela.protocol.importable import importable
 from caravela.protocol.messages import Code, Define
 from caravela.protocol.mirror import Importer
@@ -128,6 +130,40 @@ def test_importable_means_that_the_path_finder_finds_the_same_file(
     assert all(map(importable, ("sys", "os", "os.path", "_frozen_importlib", "caravela.errors", "msgpack")))
     assert importable(email.message.__name__)
     assert not any(map(importable, ("__main__", "no_such_module")))
+
+
+@pytest.mark.parametrize("entry", ["", "lib"])
+def test_what_a_relative_entry_means_changes_with_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unimportable: object, entry: str
+) -> None:
+    here = tmp_path / "here"
+    (here / "lib").mkdir(parents=True)
+    (here / entry / "relative_x.py").write_text("def f(): pass")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [entry, *(known for known in sys.path if known)])
+    found = importlib.import_module("relative_x")
+    assert export(found.f, what="signal").needs == ()
+    monkeypatch.chdir(tmp_path)
+    assert export(found.f, what="signal").needs != ()
+    monkeypatch.chdir(here)
+    assert export(found.f, what="signal").needs == ()
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert export(found.f, what="signal").needs != ()
+
+
+@pytest.mark.parametrize("name", ["time", "os", "posixpath"])
+def test_a_file_named_like_what_the_interpreter_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    functions.path_changed()
+    assert importable(name)
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert not importable(name)
 
 
 @dataclass(frozen=True)
@@ -335,6 +371,284 @@ def test_a_class_that_nobody_holds_is_let_go(unimportable: Callable[[str, str], 
     del kind
     gc.collect()
     assert dead() is None
+
+
+def test_a_module_in_a_module(unimportable: Callable[[str, str], types.ModuleType]) -> None:
+    outer = unimportable("outer_x", "")
+    inner = unimportable("outer_x.inner", "K = 5\ndef fn(n): return n + K")
+    outer.__dict__["inner"], inner.__dict__["outer"] = inner, outer
+    book = unimportable("books_x", "import outer_x\nask = lambda n: outer_x.inner.outer.inner.fn(n)")
+    worker = Worker()
+    worker.call(book.ask, 1)
+    assert worker.answers() == [6]
+
+
+def test_a_mirrored_module_in_an_importable_one(
+    unimportable: Callable[[str, str], types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(email, "made_x", unimportable("email.made_x", "def fn(): return 7"), raising=False)
+    book = unimportable("books_x", "import email\nask = lambda: email.made_x.fn()")
+    worker = Worker()
+    worker.call(book.ask)
+    assert worker.answers() == [7]
+
+
+# ------------------------------------------------------------------ what has a number for a name
+
+LOCAL = """
+def make(n):
+    class Local:
+        def size(self): return n
+        def is_one(self, other): return isinstance(other, Local)
+    return Local, (lambda: Local().size()), (lambda other: isinstance(other, Local))
+"""
+
+
+def forgotten(frame: tuple[list[Code | Define], bytes, bytes]) -> list[str]:
+    return [need.name or need.module for need in frame[0] if isinstance(need, Define) and not need.value]
+
+
+def test_a_worker_forgets_the_class_that_was_needed_longest_ago(
+    unimportable: Callable[[str, str], types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 3)
+    book, worker = unimportable("books_x", LOCAL), Worker()
+    made = [book.make(n) for n in range(5)]
+    for n in (0, 1, 2, 0, 3):
+        worker.call(made[n][1])
+    assert list(map(forgotten, worker.frames)) == [[], [], [], [], [name_of(made[1][0])[1]]]
+    assert worker.call(made[0][1]) == []
+    assert {need.name for need in worker.call(made[1][1]) if isinstance(need, Define) and need.value} == {
+        (name := name_of(made[1][0])[1]),
+        f"{name}+",
+    }
+    assert worker.answers() == [0, 1, 2, 0, 3, 0, 1]
+
+
+def test_one_send_may_need_more_classes_than_a_worker_keeps(
+    unimportable: Callable[[str, str], types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 2)
+    book = unimportable("books_x", LOCAL)
+    many = [book.make(n)[1] for n in range(6)]
+    worker = Worker()
+    worker.call(lambda: sum(one() for one in many))
+    assert forgotten(worker.frames[0]) == []
+    worker.call(book.make(7)[1])
+    assert len(forgotten(worker.frames[1])) == 5
+    worker.call(lambda: sum(one() for one in many))
+    assert worker.answers() == [15, 7, 15]
+
+
+def test_a_forgotten_class_that_something_holds_is_the_same_when_it_comes_again(
+    unimportable: Callable[[str, str], types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 1)
+    book = unimportable("books_x", LOCAL + "kept = []\nkeep = lambda it: kept.append(it)")
+    (kind, _, is_one), (_, other, _) = book.make(1), book.make(2)
+    worker = Worker()
+    worker.call(book.keep, kind())
+    worker.call(other)
+    assert forgotten(worker.frames[-1]) == [name_of(kind)[1]]
+    worker.call(eval("lambda is_one, it: (is_one(kept[-1]), it.is_one(kept[-1]))", book.__dict__), is_one, kind())
+    assert worker.answers() == [None, 2, (True, True)]
+
+
+def test_an_importer_lets_go_of_what_it_forgets(unimportable: Callable[[str, str], types.ModuleType]) -> None:
+    kind, call, _ = unimportable("books_x", LOCAL).make(3)
+    namespace: dict[str, Any] = {"__name__": "snippet_x"}
+    exec("N = 5\ndef f(): return g() + N\ndef g(): return 1", namespace)
+    importer, loaded = Importer(), []
+    for function in (call, namespace["f"]):
+        portable = export(function, what="signal")
+        for need in portable.needs:
+            importer.code(need) if isinstance(need, Code) else importer.define(need)
+        loaded.append(importer.load(portable.data))
+    where = name_of(kind)
+    made = weakref.ref(importer.find(*where))
+    mirrors = [key for key in importer._mirrors if key.startswith("snippet_x@")]
+    importer.define(Define(*where, b""))
+    importer.define(Define(mirrors[0], "", b""))
+    assert [function() for function in loaded] == [3, 6]  # what was made of it lives on
+    loaded.clear()
+    gc.collect()
+    assert made() is None and not importer._forgotten
+    assert mirrors[0] not in importer._mirrors and mirrors[0] not in importer._made
+    importer.define(Define(*where, b""))  # a second time is harmless
+
+
+def test_globals_of_executed_text_are_forgotten_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 2)
+    worker, made = Worker(), []
+    for n in range(4):
+        namespace: dict[str, Any] = {"__name__": "snippet_x"}
+        exec(f"N = {n}\ndef f(): return g() + N\ndef g(): return 1", namespace)
+        made.append(namespace["f"])
+    for function in (*made, made[0]):
+        worker.call(function)
+    assert [len(forgotten(frame)) for frame in worker.frames] == [0, 0, 1, 1, 1]
+    assert len(worker.held._defined) == 2
+    assert worker.answers() == [1, 2, 3, 4, 1]
+
+
+def test_what_is_taken_as_sent_twice_is_sent_once(
+    unimportable: Callable[[str, str], types.ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functions, "NUMBERED", 1)
+    book, held = unimportable("books_x", LOCAL), Held()
+    first, second = (export(book.make(n)[1], what="signal").needs for n in range(2))
+    held.missing(first)
+    lacking = held.lacking(second)
+    for _ in range(2):
+        held.keep(second, lacking)
+    assert held.lacking(second) == [] and len(held._numbered) == 1
+    assert held.lacking(first) != []
+
+
+# ------------------------------------------------------------------ classes whose bases have a say
+
+
+HOOKED = """
+class Wants:
+    table = None
+    def __init_subclass__(cls, *, table, **rest):
+        super().__init_subclass__(**rest)
+        cls.table = table
+class Checks:
+    def __init_subclass__(cls): assert cls.name
+"""
+
+
+def test_a_base_that_wants_keywords_or_attributes_of_its_subclasses(
+    unimportable: Callable[[str, str], types.ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bases_x.py").write_text(HOOKED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    text = """
+import bases_x
+class Book(bases_x.Wants, dict, table="books"): pass
+class Named(bases_x.Checks):
+    name = "n"
+def later():
+    class Later(bases_x.Wants, table="later"): pass
+    try:
+        class Wrong(bases_x.Wants): pass
+    except TypeError:
+        return Later.table
+ask = lambda: (Book.table, Book(a=1)["a"], Book.__mro__[1] is bases_x.Wants, Named.name, later())
+"""
+    worker = Worker()
+    worker.call(unimportable("books_x", text).ask)
+    assert worker.answers() == [("books", 1, True, "n", "later")]
+
+
+def test_other_threads_make_classes_as_ever_while_hooks_are_off() -> None:
+    seen: list[str] = []
+
+    class Base:
+        def __init_subclass__(cls, **keywords: Any) -> None:
+            seen.append(cls.__name__)
+
+    with mirror._hooks_off((Base, int)), ThreadPoolExecutor(1) as pool:
+        type("Mine", (Base,), {})
+        pool.submit(type, "Theirs", (Base,), {}).result()
+    type("After", (Base,), {})
+    assert seen == ["Theirs", "After"]
+
+
+# ------------------------------------------------------------------ what is there for types
+
+DECORATED = """
+import functools, typing
+from typing import Callable, Generic, NewType, ParamSpec, TypeVar, TypeVarTuple, Unpack
+P, R, Ts = ParamSpec("P"), TypeVar("R", bound="Box", covariant=True), TypeVarTuple("Ts")
+_T = TypeVar("T", int, str)
+Id = NewType("Other", int)
+class Box(Generic[Unpack[Ts]]): pass
+def twice(fn: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(fn)
+    def inner(*args: P.args, **keywords: P.kwargs) -> R: return fn(fn(*args, **keywords))
+    return inner
+@twice
+def plus(n: int) -> int: return n + 1
+def told(n: _T): return [twice(lambda n: n * 3)(n), plus(n), Box[int, str].__args__ == (int, str), Id(n)]
+def variables(): return [
+    [it.__name__, it.__module__, getattr(it, "__covariant__", None), getattr(it, "__constraints__", None)]
+    for it in (P, R, Ts, _T)
+]
+"""
+
+
+def test_type_variables_of_a_mirrored_module(unimportable: Callable[[str, str], types.ModuleType]) -> None:
+    book = unimportable("books_x", DECORATED)
+    worker = Worker()
+    worker.call(book.told, 2)
+    worker.call(book.variables)
+    assert worker.answers() == [[18, 4, True, 2], book.variables()]
+
+
+def test_type_variables_of_an_importable_module_are_themselves() -> None:
+    assert at_home(export([typing.AnyStr], what="state")) == [typing.AnyStr]
+
+
+BRACKETS = """
+import functools, typing
+from dataclasses import dataclass
+def first[T](items: list[T]) -> T: return items[0]
+def wrapped[**P, R: (int, str)](fn: typing.Callable[P, R], *args: P.args, **keywords: P.kwargs) -> R:
+    return fn(*args, **keywords)
+class Box[T: int, *Ts]:
+    def give(self, item: T) -> T: return item
+@dataclass
+class Held[T]:
+    item: T
+type Tree = int | list[Tree]
+type Branch[T, **P, *Ts] = T | list[Branch[T, P, *Ts]]
+type Pair[T] = tuple[T, T]
+type Lost = NotThere
+def odd[T: NotThere](item: T) -> Lost: return item
+def make():
+    def local[T](item): return item
+    return local
+local = make()
+def tree(node: Tree, branch: Branch[int, [], str]) -> Pair[int]: return node
+def told(): return (
+    first([9]), wrapped(int, "3"), Box().give(2), Box[int, str, str]().give(3), Held(4).item, Held[int](5).item, odd(6),
+    local(7), tree(8, 0), first.__type_params__[0].__name__, local.__type_params__[0].__name__,
+    wrapped.__type_params__[1].__constraints__, wrapped.__type_params__[1].__infer_variance__,
+    Box.__type_params__[0].__bound__, str(Box.__type_params__), Tree.__value__.__args__[1].__args__[0] is Tree,
+    [Tree.__module__, Tree.__name__], Pair.__value__.__args__ == Pair.__type_params__ * 2, str(Pair[int]),
+    str(Branch[int, [], str]), str(Branch.__value__.__args__[1]), str(wrapped.__annotations__["args"]),
+)
+def lost():
+    try: Lost.__value__
+    except NameError: return "lost"
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="this syntax began with 3.12")
+def test_type_parameters_in_brackets(unimportable: Callable[[str, str], types.ModuleType]) -> None:
+    book = unimportable("books_x", BRACKETS)
+    worker = Worker()
+    worker.call(book.told)
+    worker.call(book.lost)
+    worker.call(book.local, 3)
+    worker.call(lambda function: function.__type_params__[0].__name__, book.local)
+    told, *others = worker.answers()
+    assert told == book.told() and others == ["lost", 3, "T"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="defaults of type parameters began with 3.13")
+def test_defaults_of_type_parameters(unimportable: Callable[[str, str], types.ModuleType]) -> None:
+    book = unimportable(
+        "books_x",
+        "class Box[T = int, **P = [int]]: pass\nclass Bare[*Ts]: pass\n"
+        "def told(): return [str(it.__default__) for it in (*Box.__type_params__, *Bare.__type_params__)]",
+    )
+    worker = Worker()
+    worker.call(book.told)
+    assert worker.answers() == [book.told()]
 
 
 # ------------------------------------------------------------------ what cannot travel

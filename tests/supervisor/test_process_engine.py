@@ -1,8 +1,10 @@
 """The process engine on a loop that a test turns by hand, with workers that do as they are told."""
 
 import errno
+import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from caravela.errors import Cause
+from caravela.supervisor import limits
 from caravela.supervisor.boot import environment
 from caravela.supervisor.engines import branches, process
 from caravela.supervisor.engines.base import Ends, Exited, Launched, LaunchFailed, Report, Setting
@@ -290,6 +293,65 @@ def test_zygotes_that_never_get_ready_fail_the_launch() -> None:
     host.loop.until(LaunchFailed, 2)
     assert len(host.loop.reports) == 2
     assert ZYGOTES == 3
+    host.close()
+
+
+def test_a_python_that_cannot_be_executed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path))
+    host = Host()
+    host.ask(1)
+    assert f"exit code 255: {tmp_path} cannot be executed" in host.loop.until(LaunchFailed, 1).why
+    host.close()
+
+
+def test_whatever_keeps_a_zygote_from_being_made_fails_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of the user's does that has the name of one of ours."""
+    monkeypatch.setitem(sys.modules, "multiprocess", None)
+    host = Host()
+    host.ask(1)
+    assert "cannot be started: ModuleNotFoundError: import of multiprocess" in host.loop.until(LaunchFailed, 1).why
+    monkeypatch.undo()
+    host.close()
+
+
+def test_arguments_may_be_longer_than_a_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "x" * 2**18, "caf\udce9"])
+    monkeypatch.setattr(sys, "path", [*sys.path, "/" + "y" * 2**18])
+    host = Host()
+    assert host.launch(1).pid
+    host.close()
+
+
+ELSEWHERE = """
+import sys
+from caravela import Supervisor, flow, wait_until
+sys.argv.append("caf\\u00e9")
+with Supervisor(shutdown=0.2) as supervisor:
+    print(sys.getfilesystemencoding(), supervisor.start(flow("f", wait_until(len), initial_state={})).get_state())
+"""
+
+
+def test_arguments_need_no_encoding() -> None:
+    ascii_only = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=0", "-c", ELSEWHERE]
+    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True, timeout=15, check=False)
+    assert done.stdout == "ascii {}\n", done.stderr
+
+
+@pytest.mark.parametrize("room", range(8))
+def test_the_soft_limit_is_raised_for_a_zygote(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    monkeypatch.setattr(limits, "_raised", None)  # put back in the end: other tests' workers get what it says
+    importlib.import_module("multiprocess.util")  # without any room an import finds nothing
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, hard))
+    try:
+        host = Host()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert soft > free + room
+    assert host.engine._zygote
+    assert host.launch(1).pid
     host.close()
 
 

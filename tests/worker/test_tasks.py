@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -167,6 +168,30 @@ def test_an_async_body_cancelled_before_it_began_ends_all_the_same(runner: TaskR
     assert {done.task: type(done.result) for done in results(runner, 20)} == dict.fromkeys(range(20), Raised)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has no eager tasks there")
+def test_an_eager_body_cancelled_before_it_is_awaited_ends_all_the_same(runner: TaskRunner) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    async def hasten() -> None:
+        asyncio.get_running_loop().set_task_factory(vars(asyncio)["eager_task_factory"])
+
+    async def for_ever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def body() -> object:
+        began.set()
+        go.wait()
+        return for_ever()
+
+    assert result(runner, hasten) is None
+    runner.start(task(1, body))
+    began.wait()
+    runner.cancel(1)
+    go.set()
+    (done,) = results(runner)
+    assert isinstance(done.result, Raised) and done.result.error.type.endswith("CancelledError")
+
+
 def test_async_bodies_share_one_event_loop(runner: TaskRunner) -> None:
     async def loop() -> int:
         return id(asyncio.get_running_loop())
@@ -199,6 +224,26 @@ def test_closing_lets_a_busy_thread_end_after_its_body() -> None:
     runner.close()
     go.set()
     thread.join()
+
+
+def test_what_a_body_wants_awaited_after_closing_gets_no_event_loop() -> None:
+    runner = TaskRunner()
+    go, began, later = threading.Event(), threading.Event(), plus_one(1)
+
+    def body() -> object:
+        began.set()
+        go.wait()
+        return later
+
+    runner.start(task(1, body))
+    began.wait()
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "caravela body"]
+    runner.close()
+    go.set()
+    thread.join()
+    assert "caravela event loop" not in [thread.name for thread in threading.enumerate()]
+    with pytest.raises(RuntimeError, match="cannot reuse"):
+        later.send(None)
 
 
 def test_a_value_that_raises_when_it_is_asked_for_its_class_is_a_raise(runner: TaskRunner) -> None:

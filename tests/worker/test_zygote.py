@@ -253,6 +253,67 @@ def test_a_fork_that_fails_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None
     theirs.close()
 
 
+@pytest.mark.parametrize("broken", ["register", "send"])
+def test_a_worker_that_cannot_be_handed_over_is_reaped_and_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    host = Host(ours, None)  # type: ignore[arg-type]  # the zygote is here
+    zygote = Zygote(theirs, resource.getrlimit(resource.RLIMIT_NOFILE)[0], lambda reads, writes, page: 0)
+    before = len(os.listdir("/proc/self/fd"))
+    send = zygote._send
+
+    def no_more(packet: list[Any], *fds: int) -> None:
+        if fds:
+            raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+        send(packet)
+
+    if broken == "send":
+        monkeypatch.setattr(zygote, "_send", no_more)
+    else:
+        zygote._epoll.close()
+        monkeypatch.setattr(zygote, "_epoll", Unwatching())
+    host.ask(1)
+    assert zygote._receive()
+    (tag, key, why), _ = host.hear()
+    assert (tag, key) == (wire.LAUNCH_FAILED, 1) and why.startswith("its pidfd: ")
+    assert zygote._children == {}
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert len(os.listdir("/proc/self/fd")) == before + len(host.fds) - (broken == "register")
+    zygote._kill_all()
+    for fd in host.fds:
+        os.close(fd)
+    ours.close()
+    theirs.close()
+
+
+class Unwatching:
+    def register(self, fd: int, mask: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["close_range", "without it"])
+def test_all_fds_are_closed_but_those(refused: bool) -> None:
+    """Without ``close_range`` Python's own way tries each number that there can be, which takes minutes."""
+    code = (
+        "import os, resource\n"
+        "from caravela.worker import zygote\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)\n"
+        "os.closerange = None\n"
+        f"if {refused}: zygote._syscall = lambda *_: -1\n"
+        "null, numbers = os.open(os.devnull, os.O_RDONLY), (5, 6, 9, 20, 900)\n"
+        "for fd in numbers: os.dup2(null, fd)\n"
+        "zygote._close_all_but((9, 5))\n"
+        "print(*(fd for fd in (null, *numbers) if os.path.exists(f'/proc/self/fd/{fd}')))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == ["5", "9"]
+
+
 @pytest.mark.parametrize(("end", "code"), [("return 0", 0), ("raise", exits.CRASHED)])
 def test_a_worker_without_streams_ends_alone(host: Host, end: str, code: int) -> None:
     others = [host.launch(1), host.launch(2)]
@@ -402,8 +463,49 @@ def test_a_branch_says_why_its_modules_are_unsuitable(host: Host) -> None:
     host.launch(1)
 
 
-def test_what_only_goes_by_the_name_of_a_generator_is_not_reseeded(host: Host) -> None:
-    branch = host.branch(-1, "stubs")
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes one that a branch can import; returns its name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(source: str) -> str:
+        (tmp_path / "made_here.py").write_text(source)
+        return "made_here"
+
+    return write
+
+
+def test_a_reason_that_is_no_text_is_told_all_the_same(host: Host, module: Callable[[str], str]) -> None:
+    branch = host.branch(-1, module("raise OSError('no such ' + 200 * '\\udcff')"))
+    (tag, why), _ = branch.hear()
+    assert tag == wire.UNSUITABLE and "no such \\udcff\\udcff" in why
+    assert host.hear()[0] == [wire.EXITED, -1, 0]
+
+
+def test_another_file_under_the_same_number_is_seen(host: Host, module: Callable[[str], str]) -> None:
+    branch = host.branch(-1, module("import os\nfd = os.open(__file__, os.O_RDONLY)\nos.dup2(fd, 0)\nos.close(fd)"))
+    assert branch.hear()[0] == [wire.UNSUITABLE, "it opens or closes file descriptors when it is imported"]
+    assert host.hear()[0] == [wire.EXITED, -1, 0]
+
+
+def test_a_fork_that_hangs_makes_unsuitable(host: Host, module: Callable[[str], str]) -> None:
+    native = (
+        "import ctypes, os, signal\n"
+        "libc, thread = ctypes.CDLL(None), ctypes.c_ulong()\n"
+        "libc.pthread_create(ctypes.byref(thread), None, libc.pause, None)\n"
+        "os.register_at_fork(after_in_child=signal.pause)"
+    )
+    branch = host.branch(-1, module(native))
+    assert branch.hear()[0] == [wire.UNSUITABLE, "a fork that has it does not get going"]
+    assert host.hear()[0] == [wire.EXITED, -1, 0]
+
+
+@pytest.mark.parametrize("stub", ["", "seed = lambda number: None", "def __getattr__(name): raise RuntimeError(name)"])
+def test_what_only_goes_by_the_name_of_a_generator_is_not_reseeded(
+    host: Host, module: Callable[[str], str], stub: str
+) -> None:
+    torch = f"import sys\nimport stubs\nsys.modules['torch'] = sys.modules[__name__]\n{stub}"
+    branch = host.branch(-1, module(torch) if stub else "stubs")
     assert branch.hear()[0][0] == wire.HELLO
     worker = branch.launch(1)
     assert worker.answer()["pid"] == worker.pid
