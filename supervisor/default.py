@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from .events import Terminal
 from .handle import FlowHandle, checked
 from .interrupts import uninterrupted
+from .loop import hands_free
 from .supervisor import Supervisor, running
 
 P = ParamSpec("P")
@@ -70,7 +71,7 @@ def shutdown() -> None:
 
 def _unsupervised() -> Supervisor:
     global _own
-    with uninterrupted(), _lock:
+    with uninterrupted(), hands_free, _lock:  # in the order in which a loop takes them
         if _own is None or not _own.running:
             _own = Supervisor(restart="temporary").open(private=True)
         return _own

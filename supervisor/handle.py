@@ -28,9 +28,9 @@ class FlowHandle:
     Every call on a flow that has ended raises ``FlowNotRunning``, which says how it ended; a call in a forked child of
     the supervisor's process raises ``SupervisorForked``. ``timeout`` is in seconds.
 
-    From a queue's own ``put`` or a log handler, what waits for the flow raises ``RuntimeError``: it would wait for
-    itself (``stop`` has asked for the stop all the same). Not from a signal handler or ``__del__``, which may interrupt
-    a thread that holds a lock: set a ``threading.Event`` there.
+    From a queue's own ``put`` or a log handler, and from a signal handler amid an ``update`` or ``get_state``, what
+    waits for the flow raises ``RuntimeError``: it would wait for itself (``stop`` has asked for the stop all the same).
+    Not from ``__del__`` or handlers of unusual signals (see README), which may interrupt a thread that holds a lock.
     """
 
     __slots__ = ("__weakref__", "_check", "_runner")

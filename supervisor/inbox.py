@@ -72,18 +72,18 @@ class Inbox:
 
         Does nothing where ``call`` does not read, or not any more.
         """
-        if self._reader is not call or (link := self._link) is None:
+        if self._reader is not call or (link := self._link) is None or (death := link.death) < 0:
             return
         poll = select.poll()
         poll.register(link.reads, select.POLLIN)
-        poll.register(link.death, select.POLLIN)
+        poll.register(death, select.POLLIN)
         this_thread.serving = True  # it tells everybody what the worker says
         try:
-            while not call.done and (left := deadline - time.monotonic()) > 0:
+            while not call.done and self._then is None and (left := deadline - time.monotonic()) > 0:
                 ready = [fd for fd, _ in interruptible(poll.poll, left * 1000)]
                 if link.reads in ready and not self._read(link):
                     return
-                if link.death in ready:
+                if death in ready:
                     return
         finally:
             this_thread.serving = False
@@ -116,6 +116,7 @@ class Inbox:
         with self._gate:
             if self._reader is not None:
                 self._then = then
+                link.death = -1  # the engine closes it: nobody else is to begin
                 return False
             self._reader = self
         try:

@@ -5,6 +5,7 @@ stands there: a frame that is half written, a lock that nobody will release. So 
 work in here. Other threads run no handlers.
 """
 
+import os
 import threading
 from _signal import getsignal, signal  # type: ignore[import-not-found]  # typeshed has no private modules
 from _thread import get_ident
@@ -21,14 +22,19 @@ PUT_OFF: Final = tuple(map(int, (SIGTERM, SIGHUP, SIGQUIT, SIGALRM, SIGUSR1, SIG
 
 
 class _MainThread:
-    """``handlers``: whose turn it will be; empty where none are put off. ``came``: signals that wait for theirs."""
-
-    __slots__ = ("came", "handlers", "waits")
+    __slots__ = ("came", "foreign", "handlers", "known", "thrown", "waits")
 
     def __init__(self) -> None:
         self.handlers: dict[int, Handler] = {}
+        """Those that are put off; empty outside of here."""
+        self.known: dict[int, Handler] = {}
+        """The host's, as last seen."""
         self.came: dict[int, FrameType | None] = {}
+        """Signals whose handlers have not run yet."""
         self.waits = False
+        self.foreign = False
+        self.thrown: tuple[BaseException, int] | None = None
+        """What a handler has thrown into foreign code, and for which signal."""
 
 
 _main = _MainThread()
@@ -37,33 +43,26 @@ _main = _MainThread()
 class uninterrupted:
     """A context in which handlers run only in :func:`interruptible`, and at its end. In other threads it does nothing.
 
-    A second signal of the same kind is not put off: code of the user's that was called in here may not return.
+    One in another, as in a handler that runs while we wait, is a part of it.
     """
 
-    __slots__ = ("_nested", "_waited")
+    __slots__ = ("_outer",)
 
     def __enter__(self) -> None:
-        self._nested = True
-        self._waited = False
+        self._outer: tuple[bool, bool] | None = False, False
         if get_ident() != threading.main_thread().ident:
             return
-        if _main.handlers:  # in a handler that runs while we wait, or in a queue's put
-            self._waited, _main.waits = _main.waits, False
-            return
-        _main.handlers = {number: handler for number in PUT_OFF if callable(handler := getsignal(number))}
-        try:
-            for number in _main.handlers:
-                signal(number, _put_off)
-        except BaseException:  # of a handler that was not yet put off
-            _restore()
-            raise
-        self._nested = False
+        if _main.handlers:
+            self._outer = _main.waits, _main.foreign
+            _main.waits = _main.foreign = False
+        elif _put_all_off():
+            self._outer = None
 
     def __exit__(self, *_: object) -> None:
-        if not self._nested:
-            _restore()
-        elif self._waited:
-            _main.waits = True
+        if self._outer is None:
+            _leave()
+        elif True in self._outer:
+            _main.waits, _main.foreign = self._outer
             _look()
 
 
@@ -79,50 +78,111 @@ def interruptible(wait: Callable[..., Value], *args: Any) -> Value:
         _main.waits = False
 
 
+def foreign(call: Callable[..., Value], *args: Any, **options: Any) -> Value:
+    """Calls code of the user's, which may not return: the second signal of a kind is not put off in it."""
+    if not _main.handlers or get_ident() != threading.main_thread().ident:
+        return call(*args, **options)
+    _main.foreign = True
+    try:
+        return call(*args, **options)
+    finally:
+        _main.foreign = False
+
+
 def was_interrupted(error: BaseException) -> bool:
-    """Whether ``error`` came out of the user's code for a second Ctrl-C; it is then raised where we wait or leave."""
-    if not isinstance(error, KeyboardInterrupt) or get_ident() != threading.main_thread().ident:
+    """Whether ``error`` came out of foreign code because a handler had thrown it; it is then thrown again later."""
+    if _main.thrown is None or _main.thrown[0] is not error:
         return False
-    if SIGINT not in _main.handlers:
+    _main.came[_main.thrown[1]] = None
+    _main.thrown = None
+    return True
+
+
+def _put_all_off() -> bool:
+    """False: none is, also not where ``threading`` takes another thread than Python for the main one."""
+    for number in PUT_OFF:
+        handler = getsignal(number)
+        if handler is not _put_off and callable(handler):
+            _main.known[number] = handler
+        elif handler is not _put_off:
+            _main.known.pop(number, None)
+    _main.handlers = dict(_main.known)
+    try:
+        for number in _main.handlers:
+            signal(number, _put_off)
+    except ValueError:
+        _main.handlers = {}
         return False
-    _main.came[SIGINT] = None
+    except BaseException:  # of a handler that was not yet put off
+        _leave()
+        raise
     return True
 
 
 def _put_off(number: int, frame: FrameType | None) -> None:
+    if number not in _main.handlers:  # we have left, or are leaving
+        _main.known[number](number, frame)
+        return
     second = number in _main.came
     _main.came[number] = frame
-    if second and not _main.waits:
-        _run(_main.handlers, _main.came)
-    else:
-        _look()
+    if second and _main.foreign:
+        _main.foreign = False
+        try:
+            _run(number)
+        except BaseException as error:
+            _main.thrown = error, number
+            raise
+        _main.foreign = True
+    _look()
 
 
 def _look() -> None:
     """What a handler raises ends the wait."""
-    if _main.waits and _main.came:
+    while _main.waits and _main.came:
         _main.waits = False
-        _run(_main.handlers, _main.came)
+        _run_all()
         _main.waits = True
 
 
-def _run(handlers: dict[int, Handler], came: dict[int, FrameType | None]) -> None:
-    """All of them, although one may raise."""
-    if came:
-        number, frame = came.popitem()
+def _run_all() -> None:
+    """Also when one raises."""
+    if _main.came:
         try:
-            handlers[number](number, frame)
+            _run(next(iter(_main.came)))
         finally:
-            _run(handlers, came)
+            _run_all()
 
 
-def _restore() -> None:
-    """SIGINT is the last: one that comes from then on raises here."""
-    handlers = _main.handlers
+def _run(number: int) -> None:
+    try:
+        _main.known[number](number, _main.came[number])
+    finally:
+        _main.came.pop(number, None)
+
+
+def _leave() -> None:
+    """From now on ours passes on, wherever it still stands because another one has raised."""
+    handlers, _main.handlers, _main.waits = _main.handlers, {}, False
     try:
         for number, handler in handlers.items():
-            if getsignal(number) is _put_off:
-                signal(number, handler)
+            _put_back(number, handler)
+    except BaseException:
+        for number, handler in handlers.items():
+            _put_back(number, handler)
+        raise
     finally:
-        came, _main.came, _main.handlers, _main.waits = _main.came, {}, {}, False
-        _run(handlers, came)
+        _run_all()
+
+
+def _put_back(number: int, handler: Handler) -> None:
+    if getsignal(number) is _put_off:
+        signal(number, handler)
+
+
+def _after_fork_in_child() -> None:
+    """Its main thread is the one that forked: nobody else leaves there."""
+    _main.came.clear()
+    _leave()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -119,11 +119,13 @@ class Outbox:
             if left <= 0:
                 raise busy(self._size)
             self._room.wait(left)
+            self._drop_the_withdrawn()
 
     def _drop_the_withdrawn(self) -> None:
         wanted = deque(entry for entry in self._waiting if not entry.withdrawn)
-        size = sum(entry.size for entry in wanted) - sum(entry.size for entry in self._waiting) + self._size
-        self._waiting, self._size = wanted, size
+        dropped = sum(entry.size for entry in self._waiting) - sum(entry.size for entry in wanted)
+        self._waiting = wanted
+        self._less(dropped)
 
     def overtake(self, entry: Entry) -> None:
         """Put before all whose frames are not yet made, at a frame boundary; meant for this worker only."""
@@ -255,8 +257,8 @@ class Outbox:
 
     def _watch_now(self) -> None:
         if self._fd >= 0 and not self._watched:
-            self._watched = True
             self._watch(self._fd)
+            self._watched = True
 
     def _unwatch_now(self) -> None:
         if self._watched:

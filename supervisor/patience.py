@@ -17,4 +17,5 @@ What such a thread calls, a queue's ``put`` or a log handler, may call the API a
 def check_may_wait(call: str) -> None:
     """``RuntimeError`` where ``call`` would wait for what only this thread can bring about."""
     if this_thread.serving:
-        raise RuntimeError(f"{call}: not from a queue's put or a log handler: it would wait for itself")
+        where = "a queue's put, a log or signal handler amid a call"
+        raise RuntimeError(f"{call}: not from {where}: it would wait for itself")

@@ -16,7 +16,7 @@ from caravela.errors import FlowNotRunning, SupervisorForked
 
 from ..flows.checks import check_listener
 from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
-from .interrupts import uninterrupted, was_interrupted
+from .interrupts import foreign, uninterrupted, was_interrupted
 from .latch import Changes, Latch
 from .logs import say
 from .patience import check_may_wait
@@ -157,20 +157,46 @@ class Subscription:
             del self._newest[place]
         return event
 
+    def _put_back(self, event: Event) -> None:
+        """As if it had never been taken. The first that waits follows it, so nothing was dropped between the two."""
+        first = next(iter(self._events), None)
+        if isinstance(event, Lagged):
+            if first is None:
+                self._dropped = event if self._dropped is None else lagged(event, self._dropped, self._dropped.n)
+            else:
+                self._events[first] = event, self._events[first][1]
+            return
+        number = next(self._numbers) if first is None else first - 1
+        self._events[number] = None, event
+        self._events.move_to_end(number, last=False)
+        if isinstance(event, FlowState):
+            self._newest.setdefault((event.flow_id, event.incarnation), number)
+
     def _take(self, timeout: float | None) -> Event | None:
         """The next one; None where none will ever come."""
         if self._pid != os.getpid():
             raise SupervisorForked(self._pid)
+        event = None
+        try:
+            with uninterrupted(), self._lock:
+                self._wait(timeout)
+                event = self._next()
+        except BaseException:  # a Ctrl-C at the end
+            if event is not None:
+                with uninterrupted(), self._lock:
+                    self._put_back(event)
+            raise
+        return event
+
+    def _wait(self, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with uninterrupted(), self._lock:
-            while not (self._events or self._dropped or self._over):
-                if timeout != 0:
-                    check_may_wait("waiting for an event")
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise queue.Empty
-                self._changes.wait(left)
-            return self._next()
+        while not (self._events or self._dropped or self._over):
+            if timeout != 0:
+                check_may_wait("waiting for an event")
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise queue.Empty
+            self._changes.wait(left)
 
     def get(self, timeout: float | None = None) -> Event:
         """The next event. ``queue.Empty`` after ``timeout`` seconds; ``FlowNotRunning`` where none will ever come."""
@@ -221,9 +247,9 @@ class QueueSink:
     def offer(self, event: Event) -> None:
         try:
             if self._dropped:
-                self._put(self._dropped)
+                foreign(self._put, self._dropped)
                 self._dropped = None
-            self._put(event)
+            foreign(self._put, event)
             self._raises = False
         except queue.Full:
             self._dropped = lagged(self._dropped, event)
@@ -260,11 +286,11 @@ class Delivery:
         with self._lock:
             if len(self._waiting) >= CALLABLE_LIMIT:
                 raise queue.Full
-            self._waiting.append((function, event))
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="caravela-delivery", daemon=True)
                 thread.start()  # may raise: then the next event tries again
                 self._thread = thread
+            self._waiting.append((function, event))
             self._change.notify()
 
     def _run(self) -> None:

@@ -52,9 +52,9 @@ class Supervisor:
     share a copy of.
 
     All methods may be called from any thread, also from callables given as ``notify=``. From a queue's own ``put`` or a
-    log handler, what waits (``close``, ``start`` with ``wait=True``) raises ``RuntimeError``. Not from a signal handler
-    or ``__del__``, which may interrupt a thread that holds a lock: set a ``threading.Event`` there. In a forked child
-    they raise ``SupervisorForked``.
+    log handler, what waits (``close``, ``start`` with ``wait=True``) raises ``RuntimeError``; so it does in a signal
+    handler amid an ``update`` or ``get_state``. Not from ``__del__`` or handlers of unusual signals (see README), which
+    may interrupt a thread that holds a lock. In a forked child they raise ``SupervisorForked``.
     """
 
     __caravela_unportable__ = "a supervisor stays in its process"
@@ -108,21 +108,23 @@ class Supervisor:
         return self
 
     def _open(self, private: bool) -> None:
-        with self._lock:
-            if self._household or self._closed:
-                raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
-            with hands_free:
+        household = None
+        try:
+            with hands_free, self._lock:  # in the order in which a loop takes them: what it calls may open another one
+                if self._household or self._closed:
+                    raise RuntimeError(f"this supervisor is {'closed' if self._closed else 'open'}; make a new one")
                 process = self._engine == "process"
                 household = Household(ProcessEngine(preload=self._preload) if process else InlineEngine())
-                try:
-                    household.begin()
-                except BaseException:  # there is no thread
-                    household.end(0.0)
-                    raise
+                household.begin()
                 self._household = household
                 _all.add(self)
-            if not private:
-                _entered.append(self)
+                if not private:
+                    _entered.append(self)
+        except BaseException:
+            if household:  # there is no thread
+                self._household = None
+                household.end(0.0)
+            raise
 
     def close(self) -> None:
         """Stop all flows, at once and with their grace, then end what served them. Idempotent: all callers wait for it.

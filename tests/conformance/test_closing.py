@@ -30,7 +30,7 @@ from caravela import (
     set_state,
     wait_until,
 )
-from caravela.supervisor import restarts
+from caravela.supervisor import default, restarts
 from caravela.supervisor import supervisor as module
 from caravela.supervisor.household import Household
 from caravela.supervisor.latch import Latch
@@ -594,3 +594,40 @@ def test_a_refused_flow_ends_with_number_0(supervise: Supervise, tmp_path: Any) 
     assert handle.incarnation == 1, "from the beginning"
     end = handle.wait(SOON)
     assert isinstance(end, FlowError) and (end.incarnation, end.seq) == (1, 0)
+
+
+def test_who_starts_in_a_put_while_the_main_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both need a new supervisor for flows without one: locks are taken in one order."""
+    inside, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    class Announced:
+        def __enter__(self) -> None:
+            lock.acquire()
+            if threading.current_thread() is threading.main_thread():
+                go.set()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    class Starts:
+        def put_nowait(self, _: object) -> None:
+            if not inside.is_set():
+                inside.set()
+                go.wait(0.2)  # stands for work: who holds this up comes first only where the order is wrong
+                caravela.start(idle, wait=False)
+                done.set()
+
+    first = caravela.start(quick, notify=Starts(), wait=False)
+    assert inside.wait(SOON)
+    closing = Aside(caravela.shutdown)
+    own = default._own
+    while own and not own._closed:
+        pass
+    lock = default._lock
+    with monkeypatch.context() as patched:
+        patched.setattr(default, "_lock", Announced())
+        assert caravela.start(idle).update(bump)["n"] == 1
+        assert done.wait(SOON)
+    assert closing.done()
+    caravela.shutdown()
+    assert isinstance(first.wait(SOON), FlowDone | FlowStopped)

@@ -77,7 +77,7 @@ def test_what_waits_is_refused_where_it_would_wait_for_itself(supervise: Supervi
     there, outcome = meddling.outcomes.get(timeout=SOON)
     assert (there is threading.current_thread()) == (thread == "caller")
     assert isinstance(outcome, RuntimeError)
-    assert "not from a queue's put or a log handler: it would wait for itself" in str(outcome)
+    assert "not from a queue's put, a log or signal handler amid a call: it would wait for itself" in str(outcome)
     assert str(outcome).startswith(call)
     if call == "stop":
         assert isinstance(handle.wait(SOON), FlowStopped), "it was asked for all the same"

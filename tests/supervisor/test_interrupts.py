@@ -2,15 +2,18 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
 
 from caravela.supervisor import interrupts
-from caravela.supervisor.interrupts import interruptible, uninterrupted, was_interrupted
+from caravela.supervisor.interrupts import foreign, interruptible, uninterrupted, was_interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +101,23 @@ def test_it_ends_a_wait() -> None:
     assert cleared_up
 
 
-def test_a_second_one_is_not_put_off() -> None:
-    assert done_until(KeyboardInterrupt, ctrl_c, ctrl_c, nothing) == 1
+def test_a_second_one_is_put_off_too() -> None:
+    assert done_until(KeyboardInterrupt, ctrl_c, ctrl_c, nothing) == 3
+
+
+def test_in_code_of_the_users_a_second_one_is_not_put_off() -> None:
+    assert done_until(KeyboardInterrupt, ctrl_c, partial(foreign, ctrl_c), nothing) == 1
+
+
+def test_a_part_of_another_in_code_of_the_users_is_not_the_users() -> None:
+    def put() -> None:
+        with uninterrupted():
+            ctrl_c()
+            parts.append("all of it")
+
+    parts: list[str] = []
+    assert done_until(KeyboardInterrupt, ctrl_c, partial(foreign, put), nothing) == 3
+    assert parts
 
 
 def test_one_at_the_end_of_a_wait_is_not_lost() -> None:
@@ -168,6 +186,81 @@ def test_all_that_came_are_run_although_one_raises(on: Callable[[int, Any], None
     assert seen == [signal.SIGTERM]
 
 
+def test_handlers_that_raise_while_we_leave_harm_no_others(on: Callable[[int, Any], None]) -> None:
+    """An alarm at every place of the way out: afterwards a Ctrl-C is one, and the next call puts all back."""
+    on(signal.SIGALRM, time_up)
+    before = signal.getsignal(signal.SIGINT)
+    moment, passed = 0, False
+    while not passed:
+        moment += 1
+        places = count(1)
+
+        def profile(frame: Any, event: str, _: object, moment: int = moment, places: Any = places) -> None:
+            ours = frame.f_globals["__name__"] == interrupts.__name__ and event in ("call", "c_return")
+            if ours and next(places) == moment:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGALRM)
+
+        sys.setprofile(profile)
+        try:
+            with uninterrupted():
+                pass
+        except TimeUp:
+            pass
+        finally:
+            passed = next(places) < moment
+            sys.setprofile(None)
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+        with uninterrupted():
+            pass
+        assert signal.getsignal(signal.SIGINT) is before
+    assert moment > 10
+
+
+def test_ours_put_back_by_a_handler_passes_on(on: Callable[[int, Any], None]) -> None:
+    def exchange(*_: object) -> None:
+        found.append(signal.signal(signal.SIGINT, signal.SIG_IGN))
+
+    found: list[Any] = []
+    before = signal.getsignal(signal.SIGINT)
+    on(signal.SIGUSR1, exchange)
+    with uninterrupted():
+        signal.raise_signal(signal.SIGUSR1)
+        interruptible(bool)
+    signal.signal(signal.SIGINT, found[0])
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+    with uninterrupted():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_child_that_another_thread_forks_hears_every_ctrl_c(on: Callable[[int, Any], None]) -> None:
+    def fork() -> None:
+        pid = os.fork()
+        if not pid:
+            heard = 0
+            for _ in range(3):
+                with suppress(KeyboardInterrupt):
+                    ctrl_c()
+                    heard -= 1
+                heard += 1
+            os._exit(heard)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        done.release()
+
+    statuses: list[int] = []
+    done = threading.Lock()
+    done.acquire()
+    with uninterrupted():
+        ctrl_c_later = threading.Thread(target=fork)
+        ctrl_c_later.start()
+        interruptible(done.acquire)
+        ctrl_c_later.join()
+    assert statuses == [3]
+
+
 def test_other_threads_change_nothing() -> None:
     found: list[Any] = []
 
@@ -189,17 +282,28 @@ def test_what_nobody_handles_stays_so(on: Callable[[int, Any], None]) -> None:
         ctrl_c()
 
 
-def test_one_that_strikes_code_of_the_users_is_raised_by_us() -> None:
+@pytest.mark.parametrize(
+    ("number", "handler", "error"),
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGTERM, lambda *_: sys.exit(3), SystemExit),
+        (signal.SIGALRM, time_up, TimeUp),
+    ],
+    ids=["Ctrl-C", "sys.exit", "alarm"],
+)
+def test_one_that_strikes_code_of_the_users_is_raised_by_us(
+    on: Callable[[int, Any], None], number: int, handler: Any, error: type[BaseException]
+) -> None:
     def put() -> None:
         raised = None
         try:
-            ctrl_c()
-            ctrl_c()
-        except KeyboardInterrupt as error:
+            foreign(signal.raise_signal, number)
+        except BaseException as error:
             raised = error
         assert raised and was_interrupted(raised)
 
-    assert done_until(KeyboardInterrupt, put, nothing) == 2
+    on(number, handler)
+    assert done_until(error, lambda: signal.raise_signal(number), put, nothing) == 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError()], ids=repr)

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import math
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -78,12 +79,25 @@ def test_a_raising_put_does_not_keep_others_from_the_end(delivery: Delivery) -> 
 def test_a_ctrl_c_while_the_main_thread_puts_is_not_the_queues(
     delivery: Delivery, caplog: pytest.LogCaptureFixture
 ) -> None:
-    moody = Moody()
+    class Struck(Moody):
+        def put_nowait(self, event: Event) -> None:
+            if self.error and threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGINT)
+            super().put_nowait(event)
+
+    def offer_during_a_ctrl_c() -> None:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            sink.offer(state(1))
+            offered.append(True)
+
+    offered: list[bool] = []
+    moody = Struck()
     moody.error = KeyboardInterrupt()
     sink = sink_for(moody, delivery)
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        sink.offer(state(1))
-    assert not caplog.records
+    with pytest.raises(KeyboardInterrupt):
+        offer_during_a_ctrl_c()
+    assert offered and not caplog.records
     other = threading.Thread(target=sink.offer, args=(state(2),))
     other.start()
     other.join()

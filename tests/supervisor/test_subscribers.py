@@ -230,6 +230,26 @@ def test_every_event_is_delivered_or_counted(steps: list[tuple[str, str]], maxsi
     assert not one._newest and not one._events
 
 
+@pytest.mark.parametrize("moment", range(4))
+def test_what_was_taken_in_vain_is_taken_again(moment: int) -> None:
+    """A Ctrl-C at the end of a call: nothing that it took is lost."""
+
+    def read(in_vain: bool) -> list[object]:
+        one = subscription(maxsize=2)
+        for event in (state(0), StepEntered(path="a"), StepEntered(path="b"), state(1)):
+            one.offer(event)
+        found = [one.get(0.0) for _ in range(moment)]
+        if in_vain:
+            with one._lock:
+                taken = one._next()
+                if taken is not None:
+                    one._put_back(taken)
+        one.offer(state(2))
+        return short(found + drain(one))
+
+    assert read(in_vain=True) == read(in_vain=False)
+
+
 def holes_are_told(found: list[Event]) -> None:
     """Between two states that do not follow each other stands a ``Lagged``."""
     last: dict[tuple[str, int], int] = {}
