@@ -123,7 +123,7 @@ def test_an_exception_leaves_the_supervisor_first(end: str, code: int) -> None:
 
 
 def test_ctrl_c_ends_everything_within_grace_and_a_second_by_one_shutdown() -> None:
-    grace = 1.0
+    grace = 0.6
     with Host("wait", grace=grace, terminal=True) as host:
         workers = host.up()
         with Watch(workers[:1]) as idle:

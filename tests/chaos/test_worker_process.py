@@ -31,6 +31,7 @@ from caravela import (
     stopping,
     wait_until,
 )
+from caravela.supervisor import inbox
 from caravela.worker import exits, zygote
 
 SOON = 10.0  # seconds that never pass unless something hangs
@@ -343,7 +344,10 @@ def stray_hello() -> bytes:
         pytest.param(hang_up, id="closed its pipe and lives on"),
     ],
 )
-def test_a_worker_that_cannot_be_talked_to_is_replaced(supervisor: Supervisor, nonsense: Callable[[Any], Any]) -> None:
+def test_a_worker_that_cannot_be_talked_to_is_replaced(
+    supervisor: Supervisor, nonsense: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "HANGING", 0.1)
     handle, other = supervisor.start(idle), supervisor.start(idle)
     events = handle.subscribe(kinds=(FlowRestarted, FlowError))
     with Watch([handle.pid]) as worker:

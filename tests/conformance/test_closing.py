@@ -31,6 +31,7 @@ from caravela import (
     wait_until,
 )
 from caravela.supervisor import default, restarts
+from caravela.supervisor import household as household_module
 from caravela.supervisor import supervisor as module
 from caravela.supervisor.household import Household
 from caravela.supervisor.latch import Latch
@@ -89,6 +90,12 @@ def household(supervisor: Supervisor) -> Household:
 # ------------------------------------------------------------------ listeners that hold it up
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(household_module, "DELIVERY", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_callable_that_does_not_return(supervise: Supervise, stuck: Stuck, caplog: pytest.LogCaptureFixture) -> None:
     supervisor = supervise(shutdown=0.1)
     everybody = supervisor.subscribe()
@@ -125,6 +132,7 @@ def test_the_interpreter_ends_although_a_callable_does_not_return() -> None:
     assert ended.stderr.splitlines() == ["callables were not done 1 s after the close; events that they do not get: 1"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_queue_that_can_only_block(supervise: Supervise, caplog: pytest.LogCaptureFixture) -> None:
     supervisor = supervise(shutdown=0.1)
     inbox = multiprocess.SimpleQueue()

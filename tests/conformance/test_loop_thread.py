@@ -64,8 +64,7 @@ class Meddling:
 
 @pytest.mark.parametrize("thread", ["loop", "caller"])
 @pytest.mark.parametrize("call", WAITS)
-def test_what_waits_is_refused_where_it_would_wait_for_itself(supervise: Supervise, call: str, thread: str) -> None:
-    supervisor = supervise()
+def test_what_waits_is_refused_where_it_would_wait_for_itself(supervisor: Supervisor, call: str, thread: str) -> None:
     meddling = Meddling()
     handle = supervisor.start(idle, notify=meddling)
     n = meddling.until_told_by_the_caller(handle)
@@ -98,8 +97,7 @@ def test_what_waits_is_refused_where_it_would_wait_for_itself(supervise: Supervi
     ids=["signal", "start", "subscribe", "subscribe to all", "last_state", "children"],
 )
 @pytest.mark.parametrize("thread", ["loop", "caller"])
-def test_what_waits_for_nobody_is_free_there(supervise: Supervise, deed: Deed, thread: str) -> None:
-    supervisor = supervise()
+def test_what_waits_for_nobody_is_free_there(supervisor: Supervisor, deed: Deed, thread: str) -> None:
     meddling = Meddling()
     handle = supervisor.start(idle, notify=meddling)
     meddling.until_told_by_the_caller(handle)

@@ -13,7 +13,7 @@ import pytest
 
 from caravela import Flow, FlowRestarted, Supervisor, debounce, flow, repeat, wait_until
 from caravela.errors import BootError
-from caravela.supervisor import spec
+from caravela.supervisor import core, spec
 from caravela.supervisor.engines import branches, process, workers
 
 FLOW = """
@@ -470,6 +470,7 @@ def test_a_stopped_branch_does_not_hold_up_the_closing(write: Write, monkeypatch
 
 def test_a_branch_that_cannot_fork_is_a_boot_error_and_then_none(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "ANSWERED_WITHIN", 0.1)
+    monkeypatch.setattr(core, "LAUNCH", 0.1)
     blocks = f"{IN_THE_BRANCH}os.register_at_fork(before=signal.pause)\n"
     address = write("unable", blocks)
     with Supervisor(boot_timeout=1, max_restarts=0) as supervisor:
