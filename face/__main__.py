@@ -1,15 +1,8 @@
-"""``python -m caravela``: what there is of a command line."""
+"""``python -m caravela``."""
 
 import sys
 
-
-def main() -> int:
-    print(
-        "caravela has no command line yet; one comes with a later version. From Python: `import caravela`.",
-        file=sys.stderr,
-    )
-    return 2
-
+from caravela.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

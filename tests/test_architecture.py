@@ -23,7 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "supervisor": {"flows", "protocol", "supervisor.engines"},
     "supervisor.engines": {"flows", "protocol", "supervisor", "worker"},
     "testing": {"flows", "protocol", "supervisor", "supervisor.engines"},
-    "": {"flows", "protocol", "worker", "supervisor", "supervisor.engines", "testing"},
+    "cli": {"flows", "protocol", "supervisor", "supervisor.engines"},
+    "": {"flows", "protocol", "worker", "supervisor", "supervisor.engines", "testing", "cli"},
 }
 ERRORS = "caravela.errors"
 LONGEST = 400  # lines

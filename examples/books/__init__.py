@@ -13,3 +13,7 @@ Run it from the root of the repository::
     report.py     what server and SQLite say in the end, and whether it agrees
     screen.py     how it looks
 """
+
+from .flows import import_books, sync_book
+
+__all__ = ["import_books", "sync_book"]
