@@ -52,8 +52,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = caravela.Suprevisor  # type: ignore[attr-defined]  # misspelt on purpose
 
 
-def test_the_command_line_that_is_not_there_yet_says_so() -> None:
+def test_the_command_line_says_what_it_needs() -> None:
     done = python("-m", "caravela")
     assert done.returncode == 2
-    assert "later version" in done.stderr
+    assert "usage: caravela [-h] command" in done.stderr
     assert done.stdout == ""
