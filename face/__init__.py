@@ -49,6 +49,7 @@ from caravela.flows import (
 )
 
 if TYPE_CHECKING:
+    from caravela.supervisor.aio import AsyncFlowHandle, AsyncSupervisor
     from caravela.supervisor.default import get_state, shutdown, signal, start, stop
     from caravela.supervisor.events import (
         FlowDone,
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllFailed",
+    "AsyncFlowHandle",
+    "AsyncSupervisor",
     "BootError",
     "CaravelaError",
     "Cause",
@@ -124,6 +127,7 @@ __all__ = [
 ]
 
 _LATE = {
+    "caravela.supervisor.aio": ("AsyncFlowHandle", "AsyncSupervisor"),
     "caravela.supervisor.default": ("get_state", "shutdown", "signal", "start", "stop"),
     "caravela.supervisor.events": (
         "FlowDone",
@@ -142,7 +146,6 @@ _LATE = {
     "caravela.worker.tasks": ("stopping",),
 }
 _HOME = {name: module for module, names in _LATE.items() for name in names}
-_PLANNED = {"AsyncSupervisor": "Supervisor", "AsyncFlowHandle": "FlowHandle"}
 
 if not TYPE_CHECKING:  # or type checkers would believe every misspelt name
 
@@ -151,9 +154,6 @@ if not TYPE_CHECKING:  # or type checkers would believe every misspelt name
             value = getattr(import_module(_HOME[name]), name)
             globals()[name] = value  # from now on found without asking here
             return value
-        if name in _PLANNED:
-            # No AttributeError: ``from caravela import …`` would put its own words in place of these.
-            raise ImportError(f"caravela.{name} comes with a later version; there is caravela.{_PLANNED[name]} now")
         raise AttributeError(f"module 'caravela' has no attribute {name!r}")
 
     def __dir__() -> list[str]:

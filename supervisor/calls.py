@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any
 
 from .interrupts import interruptible
+from .latch import taken
 
 _numbers = count(1)
 
@@ -26,11 +27,9 @@ class Call:
     ended: bool = False
     """The flow has ended before it could answer."""
     done: bool = False
+    latch: Any = field(default_factory=taken)
+    """Released when it is done; a lock that is taken, for those who call :meth:`wait`."""
     _claim: Any = field(default_factory=threading.Lock)
-    _latch: Any = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        self._latch.acquire()
 
     def answer(self, ok: bool, value: bytes) -> None:
         self._finish(ok=ok, value=value)
@@ -43,7 +42,7 @@ class Call:
 
     def wait(self, seconds: float) -> bool:
         """Until it is done; a lock is the cheapest latch there is."""
-        return self.done or interruptible(self._latch.acquire, True, max(seconds, 0.0))
+        return self.done or interruptible(self.latch.acquire, True, max(seconds, 0.0))
 
     def _finish(
         self, *, ok: bool = False, value: bytes = b"", error: BaseException | None = None, ended: bool = False
@@ -53,4 +52,4 @@ class Call:
             return
         self.ok, self.value, self.error, self.ended = ok, value, error, ended
         self.done = True
-        self._latch.release()
+        self.latch.release()

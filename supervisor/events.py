@@ -168,6 +168,12 @@ class Lagged(Event):
     n: int = 0
 
 
+def lagged(before: Lagged | None, event: Event, more: int = 1) -> Lagged:
+    """``event`` is missing, with ``more - 1`` others, besides what is already."""
+    n = more + (before.n if before else 0)
+    return Lagged(n=n, flow_id=event.flow_id, tag=event.tag, incarnation=event.incarnation, seq=event.seq)
+
+
 Terminal: TypeAlias = FlowDone | FlowError | FlowStopped
 TERMINAL = (FlowDone, FlowError, FlowStopped)
 

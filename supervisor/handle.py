@@ -22,16 +22,8 @@ from .subscribers import DEFAULT_KINDS, Subscription
 Function = Callable[..., Any] | str
 
 
-class FlowHandle:
-    """One flow. All methods may be called from any thread, also from callables given as ``notify=``.
-
-    Every call on a flow that has ended raises ``FlowNotRunning``, which says how it ended; a call in a forked child of
-    the supervisor's process raises ``SupervisorForked``. ``timeout`` is in seconds.
-
-    From a queue's own ``put`` or a log handler, and from a signal handler amid an ``update`` or ``get_state``, what
-    waits for the flow raises ``RuntimeError``: it would wait for itself (``stop`` has asked for the stop all the same).
-    Not from ``__del__`` or handlers of unusual signals (see README), which may interrupt a thread that holds a lock.
-    """
+class Known:
+    """A flow in the hand of a caller: what is known of it without asking it, and what all kinds of handles share."""
 
     __slots__ = ("__weakref__", "_check", "_runner")
     __caravela_unportable__ = "a handle stays in the process of its supervisor"
@@ -42,15 +34,13 @@ class FlowHandle:
 
     def __eq__(self, other: object) -> bool:
         """Two handles of one flow are equal."""
-        return isinstance(other, FlowHandle) and other._runner is self._runner
+        return isinstance(other, Known) and other._runner is self._runner
 
     def __hash__(self) -> int:
         return hash(self._runner)
 
     def __repr__(self) -> str:
-        return f"<FlowHandle {self.id} {self.status}, incarnation {self.incarnation}>"
-
-    # -------------------------------------------------------------- without asking the flow
+        return f"<{type(self).__name__} {self.id} {self.status}, incarnation {self.incarnation}>"
 
     @property
     def id(self) -> str:
@@ -99,6 +89,59 @@ class FlowHandle:
         last = self._runner.last
         return None if last is None else time.monotonic() - last[1]
 
+    def _begin(self, timeout: float | None, *, bounded: bool = True) -> None:
+        self._check()
+        if bounded or timeout is not None:
+            seconds("timeout", timeout)
+
+    def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
+        if not (callable(function) or isinstance(function, str)):
+            raise TypeError(f"{what} takes a function or the name of a declared signal, not {function!r}")
+        if not isinstance(function, str):
+            check_signal(what, function)
+        return Sending(export(function, what=what), export(args, what=f"arguments of {what}") if args else None)
+
+    def _decode(self, value: bytes) -> Any:
+        return payload.decode(value, trust=self._runner.policy.trust)
+
+    def _asked_to_update(self, function: Function, args: tuple[Any, ...], latch: Any = None) -> tuple[Call, Sending]:
+        call = Call("update") if latch is None else Call("update", latch=latch)
+        entry = self._sending(function, args, "update")
+        entry.call = call
+        return call, entry
+
+    def _updated(self, call: Call, value: bytes) -> Any:
+        if not call.ok:
+            error = payload.decode(value, trust="data")
+            assert isinstance(error, StepRaised)
+            raise SignalFailed(error)
+        return self._decode(value)
+
+    def _result_of(self, end: Terminal) -> Any:
+        match end:
+            case FlowDone(state):
+                return state
+            case FlowError(Cause() as cause):
+                raise FlowCrashed(self.name, cause, "")
+            case FlowError(reason):
+                raise FlowFailed(self.name, reason)
+            case FlowStopped():
+                raise self._runner.not_running()
+
+
+class FlowHandle(Known):
+    """One flow. All methods may be called from any thread, also from callables given as ``notify=``.
+
+    Every call on a flow that has ended raises ``FlowNotRunning``, which says how it ended; a call in a forked child of
+    the supervisor's process raises ``SupervisorForked``. ``timeout`` is in seconds.
+
+    From a queue's own ``put`` or a log handler, and from a signal handler amid an ``update`` or ``get_state``, what
+    waits for the flow raises ``RuntimeError``: it would wait for itself (``stop`` has asked for the stop all the same).
+    Not from ``__del__`` or handlers of unusual signals (see README), which may interrupt a thread that holds a lock.
+    """
+
+    __slots__ = ()
+
     # -------------------------------------------------------------- asking
 
     def signal(self, function: Function, *args: Any, timeout: float = 5.0) -> None:
@@ -119,36 +162,14 @@ class FlowHandle:
         applied.
         """
         self._begin(timeout)
-        call = Call("update")
-        entry = self._sending(function, args, "update")
-        entry.call = call
-        value = self._runner.line.ask(call, entry, timeout)
-        if not call.ok:
-            error = payload.decode(value, trust="data")
-            assert isinstance(error, StepRaised)
-            raise SignalFailed(error)
-        return self._decode(value)
+        call, entry = self._asked_to_update(function, args)
+        return self._updated(call, self._runner.line.ask(call, entry, timeout))
 
     def get_state(self, timeout: float = 5.0) -> Any:
         """The state now, after every signal that was sent before. Raises ``FlowTimeout``."""
         self._begin(timeout)
         call = Call("get_state")
         return self._decode(self._runner.line.ask(call, Asking(messages.Query(call.id), call), timeout))
-
-    def _begin(self, timeout: float | None, *, bounded: bool = True) -> None:
-        self._check()
-        if bounded or timeout is not None:
-            seconds("timeout", timeout)
-
-    def _sending(self, function: Function, args: tuple[Any, ...], what: str) -> Sending:
-        if not (callable(function) or isinstance(function, str)):
-            raise TypeError(f"{what} takes a function or the name of a declared signal, not {function!r}")
-        if not isinstance(function, str):
-            check_signal(what, function)
-        return Sending(export(function, what=what), export(args, what=f"arguments of {what}") if args else None)
-
-    def _decode(self, value: bytes) -> Any:
-        return payload.decode(value, trust=self._runner.policy.trust)
 
     # -------------------------------------------------------------- listening
 
@@ -168,15 +189,7 @@ class FlowHandle:
 
     def result(self, timeout: float | None = None) -> Any:
         """The final state. Raises what ended it: ``FlowFailed``, ``FlowCrashed``, ``FlowNotRunning`` (stopped)."""
-        match self._ended("result", timeout):
-            case FlowDone(state):
-                return state
-            case FlowError(Cause() as cause):
-                raise FlowCrashed(self.name, cause, "")
-            case FlowError(reason):
-                raise FlowFailed(self.name, reason)
-            case FlowStopped():
-                raise self._runner.not_running()
+        return self._result_of(self._ended("result", timeout))
 
     def stop(self, timeout: float | None = None) -> Terminal:
         """End the flow: bodies get the supervisor's ``shutdown`` seconds, then SIGTERM, then SIGKILL.

@@ -147,9 +147,12 @@ class Household:
         try:
             latch.wait()
         except BaseException:
-            self._tell_all(core.KillAsked())
+            self.hurry()
             latch.wait()
             raise
+
+    def hurry(self) -> None:
+        self._tell_all(core.KillAsked())
 
     def _tell_all(self, event: core.Event) -> None:
         for runner in list(self._runners.values()):

@@ -3,8 +3,15 @@
 import threading
 from collections import deque
 from contextlib import suppress
+from typing import Protocol
 
 from .interrupts import interruptible
+
+
+class Waiter(Protocol):
+    """Who waits: a lock that is taken, or what wakes a coroutine."""
+
+    def release(self) -> None: ...
 
 
 class Latch:
@@ -14,7 +21,7 @@ class Latch:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._waiting: deque[threading.Lock] = deque()
+        self._waiting: deque[Waiter] = deque()
 
     def is_set(self) -> bool:
         return self._is_set
@@ -26,14 +33,23 @@ class Latch:
             while True:
                 self._waiting.popleft().release()
 
+    def attach(self, waiter: Waiter) -> None:
+        """It is released when it happens, perhaps twice, until :meth:`detach`."""
+        self._waiting.append(waiter)
+        if self._is_set:  # perhaps nobody came to release it
+            waiter.release()
+
+    def detach(self, waiter: Waiter) -> None:
+        with suppress(ValueError):
+            self._waiting.remove(waiter)
+
     def wait(self, timeout: float | None = None) -> bool:
         """At most ``timeout`` seconds. False: it has not happened."""
         mine = taken()
         self._waiting.append(mine)
         if not self._is_set:  # else nobody may come to release it
             interruptible(mine.acquire, True, -1 if timeout is None else timeout)
-        with suppress(ValueError):
-            self._waiting.remove(mine)
+        self.detach(mine)
         return self._is_set
 
 
@@ -44,7 +60,15 @@ class Changes:
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._waiting: deque[threading.Lock] = deque()
+        self._waiting: deque[Waiter] = deque()
+
+    def attach(self, waiter: Waiter) -> None:
+        """It is released at the next change, until :meth:`detach`."""
+        self._waiting.append(waiter)
+
+    def detach(self, waiter: Waiter) -> None:
+        with suppress(ValueError):
+            self._waiting.remove(waiter)
 
     def tell(self) -> None:
         while self._waiting:
@@ -53,14 +77,13 @@ class Changes:
     def wait(self, timeout: float | None) -> None:
         """Until something has changed, perhaps; at most ``timeout`` seconds. The lock is let go of meanwhile."""
         mine = taken()
-        self._waiting.append(mine)
+        self.attach(mine)
         self._lock.release()
         try:
             interruptible(mine.acquire, True, -1 if timeout is None else timeout)
         finally:
             self._lock.acquire()
-            with suppress(ValueError):
-                self._waiting.remove(mine)
+            self.detach(mine)
 
 
 def taken() -> threading.Lock:

@@ -45,6 +45,30 @@ class Line:
         check_may_wait(call.kind)
         with uninterrupted():
             self._wait_for(call, entry, timeout)
+        return self.outcome(call)
+
+    def post(self, call: Call, entry: Sending | Asking) -> None:
+        """Asks and does not wait: the loop reads the answer."""
+        with uninterrupted():
+            self._inbox.expect(call)
+            try:
+                self._put(entry, lambda: 0.0)
+            except BaseException:
+                self._inbox.give_up(call)
+                raise
+
+    def forget(self, call: Call) -> None:
+        """Nobody waits for it any more; what the worker does not have yet of it is not sent."""
+        self._inbox.give_up(call)
+
+    def give_up(self, call: Call, timeout: float) -> None:
+        """Raises ``FlowTimeout``, unless it is done at the last moment."""
+        self._inbox.give_up(call)
+        if not call.done:
+            raise FlowTimeout(call.kind, self._flow.name, timeout, self._flow.doing())
+
+    def outcome(self, call: Call) -> bytes:
+        """Of one that is done."""
         if call.error is not None:
             raise call.error
         if call.ended:
@@ -73,9 +97,7 @@ class Line:
             self._inbox.give_up(call)
             raise
         if not answered:
-            self._inbox.give_up(call)
-            if not call.done:
-                raise FlowTimeout(call.kind, self._flow.name, timeout, self._flow.doing())
+            self.give_up(call, timeout)
 
     def _put(self, entry: Sending | Asking, patience: Callable[[], float]) -> None:
         stopping = isinstance(entry, Sending) and self._flow.stopping

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import count
 from logging import ERROR, WARNING
 from types import MethodType
@@ -15,9 +15,9 @@ from typing import Any, Final, Protocol
 from caravela.errors import FlowNotRunning, SupervisorForked
 
 from ..flows.checks import check_listener
-from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered
+from .events import TERMINAL, Event, FlowRestarted, FlowStarted, FlowState, Lagged, StepEntered, lagged
 from .interrupts import foreign, uninterrupted, was_interrupted
-from .latch import Changes, Latch
+from .latch import Changes, Latch, Waiter
 from .logs import say
 from .patience import check_may_wait
 from .spec import seconds
@@ -49,12 +49,6 @@ def interest(sinks: "list[Sink]") -> int:
     return int(any(issubclass(FlowState, sink.kinds) for sink in sinks))
 
 
-def lagged(before: Lagged | None, event: Event, more: int = 1) -> Lagged:
-    """``event`` is missing, with ``more - 1`` others, besides what is already."""
-    n = more + (before.n if before else 0)
-    return Lagged(n=n, flow_id=event.flow_id, tag=event.tag, incarnation=event.incarnation, seq=event.seq)
-
-
 # ------------------------------------------------------------------ ours: bounded, coalescing
 
 
@@ -64,6 +58,12 @@ def _classes(kinds: Any) -> tuple[type[Event], ...]:
         if not (isinstance(kind, type) and issubclass(kind, Event)):
             raise TypeError(f"kinds={kinds!r}: {kind!r} is not a class of events, such as FlowState")
     return given
+
+
+def expected(event: Event | None) -> Event:
+    if event is None:
+        raise FlowNotRunning("", "this subscription has ended")
+    return event
 
 
 class Subscription:
@@ -202,16 +202,34 @@ class Subscription:
         """The next event. ``queue.Empty`` after ``timeout`` seconds; ``FlowNotRunning`` where none will ever come."""
         if timeout is not None:
             seconds("timeout", timeout)
-        if (event := self._take(timeout)) is None:
-            raise FlowNotRunning("", "this subscription has ended")
-        return event
+        return expected(self._take(timeout))
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self._take(None)) is not None:
             yield event
 
-    def __aiter__(self) -> Any:
-        raise NotImplementedError("asynchronous iteration of subscriptions comes with AsyncSupervisor")
+    def __aiter__(self) -> AsyncIterator[Event]:
+        from .awaiting import every_event
+
+        return every_event(self)
+
+    def poll(self, waiter: Waiter) -> bool:
+        """Whether :meth:`take` would wait for nothing; else ``waiter`` is released at the next change."""
+        if self._pid != os.getpid():
+            raise SupervisorForked(self._pid)
+        with uninterrupted(), self._lock:
+            some = bool(self._events or self._dropped or self._over)
+            if not some:
+                self._changes.attach(waiter)
+            return some
+
+    def forget(self, waiter: Waiter) -> None:
+        with uninterrupted(), self._lock:
+            self._changes.detach(waiter)
+
+    def take(self) -> Event | None:
+        """The next one, now; None where none will ever come. ``queue.Empty`` where another reader was quicker."""
+        return self._take(0.0)
 
     def close(self) -> None:
         """No more events; what waits can still be read. Idempotent."""
@@ -334,10 +352,10 @@ def sink_for(notify: Any, delivery: Delivery) -> Sink:
     puts = {name: put for name in PUTS if callable(put := getattr(notify, name, None))}
     if puts and isinstance(notify, type):
         raise TypeError(f"notify={notify!r} is a class: give an instance of it")
-    if _lives_on_a_loop(notify) or (
-        isinstance(notify, MethodType) and notify.__name__ in PUTS and _lives_on_a_loop(notify.__self__)
-    ):
-        raise NotImplementedError("delivery to an asyncio.Queue comes with AsyncSupervisor")
+    if isinstance(notify, MethodType) and notify.__name__ in PUTS and _lives_on_a_loop(notify.__self__):
+        raise TypeError(f"notify={notify!r}: give the queue itself; only the thread of its loop may put into it")
+    if _lives_on_a_loop(notify):
+        return _on_its_loop(notify)
     if put := puts.get("put_nowait"):
         return QueueSink(put)
     if put := puts.get("put"):
@@ -347,6 +365,18 @@ def sink_for(notify: Any, delivery: Delivery) -> Sink:
         check_listener(notify)
         return delivery.sink(notify)
     raise TypeError(f"notify={notify!r} must be a queue (with put_nowait or put) or a callable")
+
+
+def _on_its_loop(notify: Any) -> Sink:
+    import asyncio
+
+    from .awaiting import LoopSink
+
+    if not isinstance(notify, asyncio.Queue):
+        raise TypeError(f"notify={notify!r}: of what lives on an event loop only an asyncio.Queue can be told")
+    if asyncio._get_running_loop() is None:
+        raise TypeError("notify=: an asyncio.Queue is told on the loop that runs at start, and none runs here")
+    return LoopSink(QueueSink(notify.put_nowait))
 
 
 def _lives_on_a_loop(queue: Any) -> bool:

@@ -95,7 +95,7 @@ class Supervisor:
 
         Raises ``OSError`` without descriptors for it and ``RuntimeError`` without a thread; then it is as new.
         """
-        self._check_process()
+        self.check_process()
         opened = False
         try:
             with uninterrupted():
@@ -145,12 +145,12 @@ class Supervisor:
             if household:
                 household.end(self._policy.shutdown)
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
         if self._pid != os.getpid():
             raise SupervisorForked(self._pid)
 
     def _here(self) -> Household:
-        self._check_process()
+        self.check_process()
         if self._closed:
             raise RuntimeError("this supervisor is closed; make a new one")
         if self._household is None:
@@ -190,24 +190,51 @@ class Supervisor:
         household = self._here()
         if wait:
             check_may_wait("start(…, wait=True)")
+        runner = self.prepare(flow, initial_state, notify, tag, name, restart, quiet=wait)
+        try:
+            with uninterrupted():
+                household.admit(runner, unique=name is not None)
+                if wait:
+                    runner.up.wait()
+                    if not runner.was_up:
+                        runner.gone.wait()
+                        raise why_refused(runner)
+            return FlowHandle(runner, self.check_process)
+        except BaseException:  # a Ctrl-C: nobody will hold a handle to stop it by
+            with uninterrupted():
+                household.expel(runner)
+            raise
+
+    def prepare(
+        self,
+        flow: Flow | str,
+        initial_state: Any,
+        notify: Any,
+        tag: Any,
+        name: str | None,
+        restart: Restart | None,
+        *,
+        quiet: bool,
+    ) -> Runner:
+        """What :meth:`start` starts. ``quiet``: who starts it raises what keeps it from being ready."""
+        household = self._here()
         short = _short_name(flow)
         if name is not None and (not isinstance(name, str) or not name):
             raise TypeError(f"name={name!r} must be a non-empty str")
         policy = self._policy if restart is None else replace(self._policy, restart=restart)
         sinks = [] if notify is None else [sink_for(notify, household.delivery)]
         boot = Boot.of(flow, initial_state)
-        id = f"{short}-{next(_ids)}"
-        runner = Runner(household, id, name, tag, policy, boot, sinks, quiet=wait)
-        try:
-            with uninterrupted():
-                household.admit(runner, unique=name is not None)
-                if wait:
-                    _await_boot(runner)
-            return FlowHandle(runner, self._check_process)
-        except BaseException:  # a Ctrl-C: nobody will hold a handle to stop it by
-            with uninterrupted():
-                household.expel(runner)
-            raise
+        return Runner(household, f"{short}-{next(_ids)}", name, tag, policy, boot, sinks, quiet=quiet)
+
+    def admit(self, runner: Runner, *, unique: bool) -> None:
+        """Starts what was prepared. Raises ``ValueError`` for a name that is taken."""
+        with uninterrupted():
+            self._here().admit(runner, unique=unique)
+
+    def hurry(self) -> None:
+        """While it is being closed: kills instead of waiting."""
+        if self._household:
+            self._household.hurry()
 
     def get(self, name_or_id: str) -> FlowHandle:
         """A flow that has not ended, by its id or by the ``name`` given to ``start``. Raises ``FlowNotRunning``."""
@@ -218,18 +245,18 @@ class Supervisor:
         runner = runner or next((r for r in living if r.name == name_or_id), None)
         if runner is None:
             raise FlowNotRunning(name_or_id, "no such flow here")
-        return FlowHandle(runner, self._check_process)
+        return FlowHandle(runner, self.check_process)
 
     def children(self) -> list[FlowHandle]:
         """The flows that have not ended, oldest first."""
-        return [FlowHandle(runner, self._check_process) for runner in self._living()]
+        return [FlowHandle(runner, self.check_process) for runner in self._living()]
 
     def count_children(self) -> int:
         """How many flows have not ended."""
         return len(self._living())
 
     def _living(self) -> list[Runner]:
-        self._check_process()
+        self.check_process()
         return self._household.living() if self._household else []
 
     def stop(self, handle: FlowHandle, timeout: float | None = None) -> Terminal:
@@ -251,16 +278,13 @@ class Supervisor:
             self._household.forked()
 
 
-def _await_boot(runner: Runner) -> None:
-    runner.up.wait()
-    if runner.was_up:
-        return
-    runner.gone.wait()
+def why_refused(runner: Runner) -> BootError | FlowNotRunning:
+    """Of a flow that is gone and was never ready."""
     match runner.end:
         case FlowError(Cause() as cause):
-            raise BootError(runner.name, str(cause), cause.error)
+            return BootError(runner.name, str(cause), cause.error)
         case _:
-            raise FlowNotRunning(runner.name, "it was stopped before it was ready")
+            return FlowNotRunning(runner.name, "it was stopped before it was ready")
 
 
 def _short_name(flow: object) -> str:

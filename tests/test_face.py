@@ -41,12 +41,6 @@ def test_a_star_import_gives_every_public_name() -> None:
     assert (done.stdout.strip(), done.stderr) == ("set()", "")
 
 
-@pytest.mark.parametrize("name", ["AsyncSupervisor", "AsyncFlowHandle"])
-def test_what_is_not_there_yet_says_so(name: str) -> None:
-    with pytest.raises(ImportError, match=f"{name} comes with a later version"):
-        exec(f"from caravela import {name}")
-
-
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Suprevisor'"):
         _ = caravela.Suprevisor  # type: ignore[attr-defined]  # misspelt on purpose

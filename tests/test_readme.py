@@ -12,10 +12,10 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "starting", "testing"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["first flow", "starting", "asyncio", "testing"])
 @pytest.mark.parametrize("way", ["script", "stdin", "-m", "-c"])
 def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
     (tmp_path / "my script.py").write_text(example, encoding="utf-8")
@@ -28,6 +28,8 @@ def test_example_runs(example: str, way: str, tmp_path: Path) -> None:
     if "SimpleQueue" in example:
         (shown,) = re.findall(r"^```\n(\{.*?)^```$", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
         assert done.stdout.splitlines()[1:] == shown.splitlines()[1:]  # the first is the state of just that moment
+    if "asyncio" in example:
+        assert done.stdout.splitlines()[-1] == "{'n': 3}" and done.stdout.count("FlowState(") == 3
     if "lottery" in example:
         assert re.fullmatch(r"\{'go': True, 'up_to': 6, 'number': [0-5]\}\n", done.stdout)
 

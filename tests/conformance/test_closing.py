@@ -406,13 +406,17 @@ def test_a_start_that_is_interrupted_leaves_no_flow(
 ) -> None:
     supervisor = supervise()
     there = household(supervisor)
-    admit, post = there.admit, there.loop.post
+    admit, post, wait = there.admit, there.loop.post, Latch.wait
 
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     def admit_and_stop(runner: Runner, *, unique: bool) -> None:
         admit(runner, unique=unique)
+        raise KeyboardInterrupt
+
+    def once_in_wait(self: Latch, timeout: float | None = None) -> bool:
+        monkeypatch.setattr(Latch, "wait", wait)
         raise KeyboardInterrupt
 
     def once(work: Any) -> None:
@@ -425,7 +429,7 @@ def test_a_start_that_is_interrupted_leaves_no_flow(
         case "behind it":
             monkeypatch.setattr(there, "admit", admit_and_stop)
         case "while it boots":
-            monkeypatch.setattr(module, "_await_boot", interrupted)
+            monkeypatch.setattr(Latch, "wait", once_in_wait)
         case _:
             monkeypatch.setattr(module, "FlowHandle", interrupted)
     everybody = supervisor.subscribe((FlowStopped,))

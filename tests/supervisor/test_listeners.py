@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from caravela.supervisor import patience, subscribers
+from caravela.supervisor import awaiting, patience, subscribers
 from caravela.supervisor.events import Event, FlowDone, FlowState, Lagged
 from caravela.supervisor.interrupts import uninterrupted
 from caravela.supervisor.subscribers import Delivery, QueueSink, Subscription, publish, sink_for
@@ -162,21 +162,61 @@ class Bus:
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words"),
     [
-        asyncio.Queue,
-        Mine,
-        Bus,
-        lambda: asyncio.Queue().put,  # type: ignore[var-annotated]  # of whatever
-        lambda: asyncio.Queue().put_nowait,  # type: ignore[var-annotated]  # of whatever
-        lambda: Mine().put_nowait,
-        lambda: Bus().put_nowait,
+        (asyncio.Queue, "is told on the loop that runs at start, and none runs here"),
+        (Mine, "is told on the loop that runs at start, and none runs here"),
+        (Bus, "of what lives on an event loop only an asyncio.Queue can be told"),
+        (lambda: asyncio.Queue().put, "give the queue itself"),  # type: ignore[var-annotated]  # of whatever
+        (lambda: asyncio.Queue().put_nowait, "give the queue itself"),  # type: ignore[var-annotated]  # of whatever
+        (lambda: Mine().put_nowait, "give the queue itself"),
+        (lambda: Bus().put_nowait, "give the queue itself"),
     ],
     ids=["queue", "subclass", "put beside put_nowait", "put", "put_nowait", "its put_nowait", "bus.put_nowait"],
 )
-def test_what_belongs_to_an_event_loop(make: Any, delivery: Delivery) -> None:
-    with pytest.raises(NotImplementedError, match="AsyncSupervisor"):
+def test_what_belongs_to_an_event_loop(make: Any, words: str, delivery: Delivery) -> None:
+    with pytest.raises(TypeError, match=words):
         sink_for(make(), delivery)
+
+
+@pytest.mark.parametrize("kind", [asyncio.Queue, Mine])
+def test_a_queue_is_told_on_its_loop(kind: Any, delivery: Delivery) -> None:
+    """What the queue does not take is dropped and counted, and so is what its loop has no time for."""
+
+    async def main() -> list[Event]:
+        inbox = kind(3)
+        sink = sink_for(inbox, delivery)
+        other = threading.Thread(target=lambda: [sink.offer(state(seq)) for seq in range(5)])
+        other.start()
+        other.join()
+        assert inbox.empty(), "the loop has not turned yet"
+        found = [await inbox.get() for _ in range(3)]
+        sink.offer(state(5))
+        return [*found, await inbox.get(), await inbox.get()]
+
+    assert asyncio.run(main()) == [state(0), state(1), state(2), Lagged(n=2, flow_id="f", seq=4), state(5)]
+
+
+def test_what_waits_for_a_loop_is_bounded(delivery: Delivery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awaiting, "WAITING", 2)
+
+    async def main() -> list[Event]:
+        inbox: asyncio.Queue[Event] = asyncio.Queue()
+        sink = sink_for(inbox, delivery)
+        for seq in range(5):
+            sink.offer(state(seq))
+        found = [await inbox.get(), await inbox.get()]
+        sink.offer(state(5))
+        return [*found, await inbox.get(), await inbox.get()]
+
+    assert asyncio.run(main()) == [state(0), state(1), Lagged(n=3, flow_id="f", seq=4), state(5)]
+
+
+def test_a_loop_that_is_closed_is_told_nothing(delivery: Delivery) -> None:
+    async def main() -> Any:
+        return sink_for(asyncio.Queue(), delivery)
+
+    asyncio.run(main()).offer(state(1))
 
 
 @pytest.mark.parametrize("kind", [queue.Queue, queue.SimpleQueue, asyncio.Queue])

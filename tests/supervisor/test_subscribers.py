@@ -1,6 +1,5 @@
 """From an event to those who wait for it: nothing blocks, and what is missing is counted."""
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -523,13 +522,6 @@ class AsyncCallable:
 def test_async_functions_are_refused(notify: Any, delivery: Delivery) -> None:
     with pytest.raises(TypeError, match="async"):
         sink_for(notify, delivery)
-
-
-def test_asyncio_queues_say_when_they_come(delivery: Delivery) -> None:
-    with pytest.raises(NotImplementedError, match="AsyncSupervisor"):
-        sink_for(asyncio.Queue(), delivery)
-    with pytest.raises(NotImplementedError, match="AsyncSupervisor"):
-        aiter(subscription())
 
 
 # ------------------------------------------------------------------ callables
