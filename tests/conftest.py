@@ -149,7 +149,8 @@ def open_fds() -> dict[int, str]:
 
 
 def thread_ids() -> set[int]:
-    return {int(tid) for tid in os.listdir("/proc/self/task")}
+    """One listing may miss threads while others end: the kernel then stops short."""
+    return {int(tid) for _ in range(3) for tid in os.listdir("/proc/self/task")}
 
 
 # ------------------------------------------------------------------ processes

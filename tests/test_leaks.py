@@ -188,3 +188,31 @@ def test_another_session_of_the_same_words_is_left_alone(tmp_path: Path) -> None
             (tmp_path / "go second").write_text("")
             out, _ = second.communicate()
     assert second.returncode == 0, out
+
+
+ENDING = """
+import threading
+from conftest import thread_ids
+
+def test_no_thread_is_missed_while_others_end():
+    for _ in range(300):
+        gates = [threading.Lock() for _ in range(5)]
+        for gate in gates:
+            gate.acquire()
+        threads = [threading.Thread(target=gate.acquire, daemon=True) for gate in gates]
+        for thread in threads:
+            thread.start()
+        living = threads[-1]
+        for gate in gates[:-1]:
+            gate.release()
+        for _ in range(12):
+            assert living.native_id in thread_ids()
+        gates[-1].release()
+        for thread in threads:
+            thread.join()
+"""
+
+
+def test_no_thread_is_missed_while_others_end(tmp_path: Path) -> None:
+    done = run_inside(tmp_path, ENDING)
+    assert done.returncode == 0, done.stdout
