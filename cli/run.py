@@ -96,7 +96,7 @@ def _follow(events: Subscription, writer: Writer, stopping: "Stopping", timeout:
         try:
             event = events.get(left)
         except queue.Empty:
-            stopping.ask(TIMED_OUT, f"stopping it after {timeout:g} s")
+            stopping.late(timeout or 0.0)
             continue
         writer.write(event)
         if isinstance(event, Terminal):
@@ -125,16 +125,22 @@ class Stopping:
         if self.handle is None:
             self.code = CODES[number]
             raise KeyboardInterrupt  # ends the start, and what was started
-        if self.code == 0:
-            self.ask(CODES[number], "stopping it; once more: at once")
+        again, self.code = self.code, CODES[number]
+        _ask(self.handle)  # before it is killed, or it would be started again
+        if not again:
+            self._writer.note("stopping it; once more: at once")
         elif self.handle.pid:
-            self.code = CODES[number]
             with suppress(ProcessLookupError):
                 os.killpg(self.handle.pid, signal.SIGKILL)
 
-    def ask(self, code: int, why: str) -> None:
+    def late(self, seconds: float) -> None:
+        """It has had its time."""
         assert self.handle
-        self.code = code
-        self._writer.note(why)
-        with suppress(FlowTimeout):
-            self.handle.stop(timeout=0)
+        self.code = TIMED_OUT
+        _ask(self.handle)
+        self._writer.note(f"stopping it after {seconds:g} s")
+
+
+def _ask(handle: FlowHandle) -> None:
+    with suppress(FlowTimeout):
+        handle.stop(timeout=0)

@@ -154,10 +154,8 @@ def _run_all() -> None:
 
 
 def _run(number: int) -> None:
-    try:
-        _main.known[number](number, _main.came[number])
-    finally:
-        _main.came.pop(number, None)
+    frame = _main.came.pop(number)  # first: the handler may wait in here too, where what has come is run
+    _main.known[number](number, frame)
 
 
 def _leave() -> None:

@@ -168,6 +168,21 @@ def test_a_handler_may_call_in_while_we_wait(on: Callable[[int, Any], None]) -> 
     assert seen
 
 
+def test_a_handler_that_waits_in_here_runs_once(on: Callable[[int, Any], None]) -> None:
+    seen = []
+
+    def wait_too(*_: object) -> None:
+        seen.append(True)
+        with uninterrupted():
+            interruptible(bool)
+
+    on(signal.SIGTERM, wait_too)
+    with uninterrupted():
+        signal.raise_signal(signal.SIGTERM)
+        interruptible(bool)
+    assert seen == [True]
+
+
 def test_a_handler_may_change_handlers(on: Callable[[int, Any], None]) -> None:
     on(signal.SIGUSR1, lambda *_: signal.signal(signal.SIGUSR1, signal.SIG_IGN))
     with uninterrupted():
