@@ -22,13 +22,13 @@ PUT_OFF: Final = tuple(map(int, (SIGTERM, SIGHUP, SIGQUIT, SIGALRM, SIGUSR1, SIG
 
 
 class _MainThread:
-    __slots__ = ("came", "foreign", "handlers", "known", "thrown", "waits")
+    __slots__ = ("came", "foreign", "inside", "known", "thrown", "waits")
 
     def __init__(self) -> None:
-        self.handlers: dict[int, Handler] = {}
-        """Those that are put off; empty outside of here."""
+        self.inside = False
+        """Its handlers are put off."""
         self.known: dict[int, Handler] = {}
-        """The host's, as last seen."""
+        """They, as last seen."""
         self.came: dict[int, FrameType | None] = {}
         """Signals whose handlers have not run yet."""
         self.waits = False
@@ -50,9 +50,9 @@ class uninterrupted:
 
     def __enter__(self) -> None:
         self._outer: tuple[bool, bool] | None = False, False
-        if get_ident() != threading.main_thread().ident:
+        if not _is_main():
             return
-        if _main.handlers:
+        if _main.inside:
             self._outer = _main.waits, _main.foreign
             _main.waits = _main.foreign = False
         elif _put_all_off():
@@ -68,7 +68,7 @@ class uninterrupted:
 
 def interruptible(wait: Callable[..., Value], *args: Any) -> Value:
     """Calls what only waits: where a handler raises, its value is lost, and nothing else."""
-    if not _main.handlers or get_ident() != threading.main_thread().ident:
+    if not (_main.inside and _is_main()):
         return wait(*args)
     _main.waits = True
     try:
@@ -80,7 +80,7 @@ def interruptible(wait: Callable[..., Value], *args: Any) -> Value:
 
 def foreign(call: Callable[..., Value], *args: Any, **options: Any) -> Value:
     """Calls code of the user's, which may not return: the second signal of a kind is not put off in it."""
-    if not _main.handlers or get_ident() != threading.main_thread().ident:
+    if not (_main.inside and _is_main()):
         return call(*args, **options)
     _main.foreign = True
     try:
@@ -98,29 +98,34 @@ def was_interrupted(error: BaseException) -> bool:
     return True
 
 
+def _is_main() -> bool:
+    return get_ident() == threading.main_thread().ident
+
+
 def _put_all_off() -> bool:
     """False: none is, also not where ``threading`` takes another thread than Python for the main one."""
     for number in PUT_OFF:
         handler = getsignal(number)
-        if handler is not _put_off and callable(handler):
+        if handler is _put_off:  # left there by one that raised while we left
+            continue
+        if callable(handler):
             _main.known[number] = handler
-        elif handler is not _put_off:
+        else:
             _main.known.pop(number, None)
-    _main.handlers = dict(_main.known)
+    _main.inside = bool(_main.known)
     try:
-        for number in _main.handlers:
+        for number in _main.known:
             signal(number, _put_off)
     except ValueError:
-        _main.handlers = {}
-        return False
+        _main.inside = False
     except BaseException:  # of a handler that was not yet put off
         _leave()
         raise
-    return True
+    return _main.inside
 
 
 def _put_off(number: int, frame: FrameType | None) -> None:
-    if number not in _main.handlers:  # we have left, or are leaving
+    if not _main.inside:  # we have left, or are leaving
         _main.known[number](number, frame)
         return
     second = number in _main.came
@@ -160,21 +165,20 @@ def _run(number: int) -> None:
 
 def _leave() -> None:
     """From now on ours passes on, wherever it still stands because another one has raised."""
-    handlers, _main.handlers, _main.waits = _main.handlers, {}, False
+    _main.inside = _main.waits = False
     try:
-        for number, handler in handlers.items():
-            _put_back(number, handler)
+        _put_back()
     except BaseException:
-        for number, handler in handlers.items():
-            _put_back(number, handler)
+        _put_back()
         raise
     finally:
         _run_all()
 
 
-def _put_back(number: int, handler: Handler) -> None:
-    if getsignal(number) is _put_off:
-        signal(number, handler)
+def _put_back() -> None:
+    for number, handler in list(_main.known.items()):  # a handler that runs here may come in, and see others
+        if getsignal(number) is _put_off:
+            signal(number, handler)
 
 
 def _after_fork_in_child() -> None:

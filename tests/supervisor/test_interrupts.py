@@ -23,7 +23,7 @@ def handlers() -> Iterator[None]:
     for number, handler in zip(interrupts.PUT_OFF, before, strict=True):
         assert signal.getsignal(number) == handler
         signal.signal(number, handler)
-    assert not (interrupts._main.handlers or interrupts._main.came or interrupts._main.waits)
+    assert not (interrupts._main.inside or interrupts._main.came or interrupts._main.waits)
 
 
 @pytest.fixture
@@ -336,5 +336,5 @@ def test_wherever_it_comes_handlers_are_put_back(interrupted: Callable[[int, Cal
     moment = 0
     while interrupted(moment := moment + 1, call):
         assert signal.getsignal(signal.SIGINT) is before
-        assert not (interrupts._main.handlers or interrupts._main.came or interrupts._main.waits), moment
+        assert not (interrupts._main.inside or interrupts._main.came or interrupts._main.waits), moment
     assert moment > 10
