@@ -10,6 +10,7 @@ from ..flows.flow import Flow, is_factory
 from ..flows.plan import Plan
 from ..flows.steps import Repeat, Sequence
 from ..protocol import payload
+from ..protocol.codec import encode
 from ..protocol.functions import address, export
 from .targets import Target
 
@@ -37,7 +38,7 @@ def _travels(flow: Flow) -> Finding:
         sent = export(flow, what=f"flow {flow.name!r}")
     except CaravelaError as error:
         return Finding(False, str(error))
-    size = len(sent.data) + sum(len(getattr(need, "code", b"") or getattr(need, "value", b"")) for need in sent.needs)
+    size = len(sent.data) + sum(map(len, map(encode, sent.needs)))
     return Finding(True, f"workers cannot import it by a name; it travels whole, {size:,} bytes")
 
 

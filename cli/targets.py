@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ..flows.flow import Flow
+from ..protocol.pickles import article
 
 
 class BadTarget(Exception):
@@ -53,7 +54,7 @@ class Target:
         except AttributeError:
             raise BadTarget(f"{self.module} has no {self.name!r}; {_flows_in_words(module)}") from None
         if not isinstance(found, Flow):
-            raise BadTarget(f"{self} is no flow but {_article(type(found).__name__)}; {_flows_in_words(module)}")
+            raise BadTarget(f"{self} is no flow but {article(type(found).__name__)}; {_flows_in_words(module)}")
         return self, found
 
     def _only_one(self, module: ModuleType) -> tuple["Target", Flow]:
@@ -110,7 +111,3 @@ def _flows(module: ModuleType) -> dict[str, Flow]:
 def _flows_in_words(module: ModuleType) -> str:
     names = ", ".join(_flows(module))
     return f"its flows: {names}" if names else f"{module.__name__} has no flows"
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"

@@ -163,12 +163,12 @@ def _reason(item: Any, error: Exception) -> str:
         return f"the {kind} {item.__module__}.{item.__qualname__} cannot be found under its name{local}"
     if isinstance(error, TypeError) and "cannot pickle" in str(error):
         return _cannot_leave(item)
-    return f"{_article(type(item).__qualname__)} cannot be pickled: {type(error).__name__}: {error}"
+    return f"{article(type(item).__qualname__)} cannot be pickled: {type(error).__name__}: {error}"
 
 
 def _cannot_leave(item: Any) -> str:
-    return f"{_article(type(item).__qualname__)} cannot leave its process"
+    return f"{article(type(item).__qualname__)} cannot leave its process"
 
 
-def _article(name: str) -> str:
+def article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
