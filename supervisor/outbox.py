@@ -52,7 +52,7 @@ class Entry(Protocol):
         ...
 
     def written(self) -> None:
-        """The worker has all bytes. May be told so twice."""
+        """The worker has all bytes."""
         ...
 
 

@@ -129,9 +129,8 @@ class Supervisor:
     def close(self) -> None:
         """Stop all flows, at once and with their grace, then end what served them. Idempotent: all callers wait for it.
 
-        A Ctrl-C in here kills instead of waiting. Callables (``notify=``) have
-        ``shutdown`` seconds, at least 1, for what still waits for them. Called by one of them while another thread
-        closes, it returns at once.
+        A Ctrl-C in here kills instead of waiting. Callables (``notify=``) have ``shutdown`` seconds, at least 1, for
+        what still waits for them. Called by one of them while another thread closes, it returns at once.
         """
         if self._pid != os.getpid():
             return  # a copy in a forked child: nothing here is ours
